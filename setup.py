@@ -1,0 +1,27 @@
+"""Hands the release facts of settings.ini to setuptools; everything else stands in pyproject.toml."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+config = ConfigParser(delimiters=["="])
+config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+facts = config["DEFAULT"]
+
+
+def lines(key):
+    "The values of a fact that stands on several lines"
+    return [line.strip() for line in facts[key].splitlines() if line.strip()]
+
+
+setup(
+    author=facts["author"],
+    license=facts["license"],
+    license_files=["LICENSE", "asymcl/sample/LICENSE"],
+    python_requires=f">={facts['min_python']}",
+    keywords=facts["keywords"],
+    classifiers=lines("classifiers"),
+    install_requires=lines("requirements"),
+    extras_require={"dev": lines("requirements_dev")},
+    entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["asymcl = asymcl._modidx:d"]},
+)
