@@ -1,0 +1,31 @@
+"""Every notebook runs through nbdev's own test command, one test a notebook; the report of a failure names the cell."""
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def run_notebook(path):
+    "Run one notebook by nbdev-test in a process of its own"
+    command = Path(sysconfig.get_path("scripts")) / "nbdev-test"
+    return subprocess.run([sys.executable, command, "--path", path], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_notebook(path):
+    done = run_notebook(path)
+    assert done.returncode == 0, f"{path} failed:\n{done.stderr[-6000:]}\n{done.stdout[-1000:]}"
+
+
+def test_a_failing_cell_fails_the_test_and_is_named(tmp_path):
+    source = '{"cell_type": "code", "id": "badcell1", "metadata": {}, "outputs": [], "execution_count": null, "source": ["assert 1 == 2"]}'
+    notebook = tmp_path / "broken.ipynb"
+    notebook.write_text(f'{{"cells": [{source}], "metadata": {{}}, "nbformat": 4, "nbformat_minor": 5}}')
+    done = run_notebook(notebook)
+    assert done.returncode != 0
+    assert "broken.ipynb" in done.stderr and "assert 1 == 2" in done.stderr
