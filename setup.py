@@ -17,7 +17,6 @@ def lines(key):
 setup(
     author=facts["author"],
     license=facts["license"],
-    license_files=["LICENSE", "asymcl/sample/LICENSE"],
     python_requires=f">={facts['min_python']}",
     keywords=facts["keywords"],
     classifiers=lines("classifiers"),
