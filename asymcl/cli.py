@@ -133,7 +133,7 @@ def _new_folder(options, settings):
     folder.mkdir(parents=True)
     return folder
 
-# %% ../nbs/api/cli.ipynb #18c89743
+# %% ../nbs/api/cli.ipynb #6fdaa68e
 def _run_all(settings, folder):
     "Run the comparison with a progress bar, writing records after every run; returns data and runs"
     bar = progress_bar(range(len(settings.methods)*len(settings.seeds)*settings.epochs))
@@ -141,15 +141,15 @@ def _run_all(settings, folder):
     def on_epoch(method, seed, epoch, score):
         nonlocal done
         done += 1
-        bar.update(done)
         bar.comment = f"{method}, seed {seed}, epoch {epoch}: validation UWA {score:.3f}"
+        bar.update(done)
     bar.update(0)
     for data, run in compare(settings, on_epoch):
         runs.append(run)
         write_records(folder, settings, data, runs)
     return data, runs
 
-# %% ../nbs/api/cli.ipynb #6c70c43b
+# %% ../nbs/api/cli.ipynb #cbba2411
 def compare_command(
     arguments=None,  # list of text; None: those of the command line
 ):  # exit code
@@ -157,8 +157,8 @@ def compare_command(
     parser, folder = _parser(), None
     options = parser.parse_args(arguments)
     try:
-        settings = _settings(options)
         if options.device: _use_device(options.device)
+        settings = _settings(options)
         folder = _new_folder(options, settings)
         data, runs = _run_all(settings, folder)
     except KeyboardInterrupt: parser.exit(130, f"\n{parser.prog}: stopped; the runs that were done are in {folder}\n")

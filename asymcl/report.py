@@ -107,8 +107,9 @@ def json_text(settings, data, runs):
                    runs=[{k: v for k, v in vars(run).items() if k not in left_out} for run in runs])
     return json.dumps(_plain_json(content), indent=1, allow_nan=False)
 
-# %% ../nbs/api/report.ipynb #e45fce52
+# %% ../nbs/api/report.ipynb #1190f5b4
 _captions = dict(
+    images=("Images", "Some training images of each class."),
     class_counts=("Class counts", "How rare the rare class is, and on how many images the figures rest."),
     comparison=("Comparison", "A dot per seed, the mean, and its 95% t interval over seeds. Where intervals overlap widely, these runs "
                 "do not tell the methods apart."),
@@ -118,7 +119,7 @@ _captions = dict(
     confusion=("Confusion", "Test images by true (rows) and predicted class, summed over seeds."),
 )
 
-# %% ../nbs/api/report.ipynb #374613b4
+# %% ../nbs/api/report.ipynb #2623249c
 def figures(
     data,  # ImageData
     runs,  # list of Run
@@ -129,6 +130,7 @@ def figures(
     confusion = {m: torch.tensor(c).sum(0).tolist() for m, c in by_method(lambda run: run.confusion).items()}
     maps = {m: f[0] for m, f in by_method(lambda run: (run.features.numpy(), run.feature_labels.numpy())).items()}
     return dict(
+        images=data.show(8),
         class_counts=plot_class_counts({split: data.counts(split).tolist() for split in data.splits}, data.classes),
         comparison=plot_comparison([run.record() for run in runs]),
         curves=plot_curves(by_method(lambda run: run.valid_score), "validation unweighted accuracy", "Stage 1"),

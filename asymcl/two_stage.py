@@ -8,7 +8,7 @@ Docs: https://asymcl.github.io/asymcl/api/two_stage.html.md"""
 __all__ = ['RandomViews', 'Precision', 'precision_callbacks', 'TwoStageLearner', 'class_balanced_weights',
            'LogitAdjustedCrossEntropy', 'classifier_loss_function']
 
-# %% ../nbs/api/two_stage.ipynb #7d09260b
+# %% ../nbs/api/two_stage.ipynb #b03905d5
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
@@ -17,6 +17,7 @@ from fastai.callback.schedule import Learner  # with fit_one_cycle and lr_find
 from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
 from fastai.optimizer import Adam
+from fastai.torch_core import default_device
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
@@ -38,23 +39,29 @@ class RandomViews(Callback):
         self.learn.xb = (views.flatten(0, 1),)
         self.learn.yb = (self.y.repeat_interleave(views.shape[1], 0),)
 
-# %% ../nbs/api/two_stage.ipynb #a8998e6f
+# %% ../nbs/api/two_stage.ipynb #54dafb05
+def _check_precision(precision, device):
+    "Raise ValueError for a precision that does not exist or that `device` cannot train in"
+    if precision not in ("fp32", "bf16", "fp16"): raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
+    if precision == "fp16" and device != "cuda":
+        raise ValueError(f"precision 'fp16' needs a CUDA device, got {device}; use 'bf16' or 'fp32'")
+
+# %% ../nbs/api/two_stage.ipynb #29a09947
 class Precision(MixedPrecision):
     "Mixed precision on the learner's own device: 'bf16' anywhere, 'fp16' on CUDA"
     def before_fit(self):
         device = next(self.model.parameters()).device.type
         if device == "cuda": return super().before_fit()
-        if self.amp_mode == AMPMode.FP16:
-            raise ValueError(f"precision 'fp16' needs a CUDA device, got {device}; use 'bf16' or 'fp32'")
+        _check_precision(self.amp_mode.value, device)
         self.autocast, self.scales = torch.autocast(device, dtype=torch.bfloat16), L()
         self.learn.scaler = torch.amp.GradScaler(device, enabled=False)
 
-# %% ../nbs/api/two_stage.ipynb #1c5279f7
+# %% ../nbs/api/two_stage.ipynb #55d4036f
 def precision_callbacks(
     precision,  # "fp32", "bf16" or "fp16"
 ):  # list of callbacks, to add to a Learner
-    "Callbacks that make a Learner train in `precision`"
-    if precision not in ("fp32", "bf16", "fp16"): raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
+    "Callbacks that make a Learner train in `precision`; raises ValueError where fastai's default device cannot"
+    _check_precision(precision, default_device().type)
     return [] if precision == "fp32" else [Precision(precision)]
 
 # %% ../nbs/api/two_stage.ipynb #2cd38b7a
