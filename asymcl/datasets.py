@@ -420,12 +420,12 @@ def fashion_mnist(
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return ImageData(images, labels, names, splits, "fashion_mnist", str(source), seed)
 
-# %% ../nbs/api/datasets.ipynb #6b23ae06
+# %% ../nbs/api/datasets.ipynb #337be5d6
 @patch
 def show(self:ImageData,
     n=8, # images of each class
     split="train", # name of a split
-):
+): # matplotlib Figure
     "The first images of each class of a split, one row a class."
     indices = self._indices(split)
     fig, axes = plt.subplots(len(self.classes), n, figsize=(.8 * n, len(self.classes)), squeeze=False, layout="tight")
@@ -434,6 +434,7 @@ def show(self:ImageData,
         for ax, image in zip(row, self.images[indices[self.labels[indices] == c][:n]], strict=False):
             ax.imshow(image.permute(1, 2, 0).cpu(), cmap="gray", vmin=0, vmax=255)
         row[0].set_title(self.classes[c], loc="left", fontsize=10)
+    return fig
 
 # %% ../nbs/api/datasets.ipynb #6dcb4f8c
 def _view_matrices(scale_x, scale_y, angle, shift_x, shift_y, height, width):

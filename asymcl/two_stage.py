@@ -8,11 +8,11 @@ Docs: https://asymcl.github.io/asymcl/api/two_stage.html.md"""
 __all__ = ['RandomViews', 'Precision', 'precision_callbacks', 'TwoStageLearner', 'class_balanced_weights',
            'LogitAdjustedCrossEntropy', 'classifier_loss_function']
 
-# %% ../nbs/api/two_stage.ipynb #b03905d5
+# %% ../nbs/api/two_stage.ipynb #3254248f
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import Learner  # with fit_one_cycle and lr_find
 from fastai.data.core import DataLoaders
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
