@@ -57,9 +57,11 @@ def _average(values, weights, averaging):
     count = weights.sum(1)
     return total/count.masked_fill(count == 0, 1)
 
-# %% ../nbs/api/losses.ipynb #a585770e
-def _anchor_losses(scores, weights, gamma, eta, averaging):
-    "AFCL of every anchor, from scores and positive weights (anchors, columns) whose first columns are the anchors"
+# %% ../nbs/api/losses.ipynb #a48d04ff
+def _anchor_losses(columns, weights, temperature, gamma, eta, averaging):
+    "AFCL of every anchor, from columns (m, d) of which the first n are the anchors, and positive weights (n, m)"
+    if len(columns) <= 2: return 0*columns[:len(weights)].sum(1)
+    scores = columns[:len(weights)] @ columns.T/temperature
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     log_p, log_not_p = _log_probabilities(scores, own)
     attraction = log_p if gamma == 0 else (gamma*log_not_p).exp()*log_p
@@ -122,25 +124,28 @@ def _image_weights(labels, reference_labels, pair_mask, n, references):
         raise ValueError(f"labels and reference_labels must be of one kind, got {tuple(labels.shape)} and {tuple(reference_labels.shape)}")
     return _same_class(labels, torch.cat([labels, reference_labels]))
 
-# %% ../nbs/api/losses.ipynb #bd7ca6af
-def _check_values(name, x, temperature, normalize):
-    "Raise ValueError if `x` is not finite, or so long that its scores overflow"
-    if not x.isfinite().all():
-        raise ValueError(f"{name} must be finite, got {int(x.isnan().sum())} NaN and {int(x.isinf().sum())} infinite values")
-    longest = x.norm(dim=-1).max()
+# %% ../nbs/api/losses.ipynb #fbad3235
+def _check_finite(columns, temperature, normalize):
+    "Raise ValueError if columns are not finite, or so long that their scores overflow"
+    if not columns.isfinite().all():
+        counts = f"{int(columns.isnan().sum())} NaN and {int(columns.isinf().sum())} infinite values"
+        raise ValueError(f"embeddings and reference must be finite, got {counts}")
+    longest = columns.norm(dim=-1).max()
     if not (longest if normalize else longest**2/temperature).isfinite():
-        raise ValueError(f"{name} must be short enough for {x.dtype}, got a length of {longest:.3g} "
+        raise ValueError(f"embeddings and reference must be short enough for {columns.dtype}, got a length of {longest:.3g} "
                          f"with temperature={temperature}, normalize={normalize}")
 
-# %% ../nbs/api/losses.ipynb #af174949
-def _check_weights(name, weights, rows_sum_to_one):
+# %% ../nbs/api/losses.ipynb #3f43ad98
+def _check_weights(labels, reference_labels, pair_mask):
     "Raise ValueError if soft labels or pair weights leave [0, 1], or soft labels do not sum to one"
-    if not ((weights >= 0) & (weights <= 1)).all():
-        raise ValueError(f"{name} must lie in [0, 1], got values from {weights.min():.3g} to {weights.max():.3g}")
-    if rows_sum_to_one and not torch.allclose(sums := weights.float().sum(1), torch.ones_like(sums), atol=1e-2):
-        raise ValueError(f"each row of soft {name} must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}")
+    for name, x in [("labels", labels), ("reference_labels", reference_labels), ("pair_mask", pair_mask)]:
+        if x is None or not x.is_floating_point(): continue
+        if not ((x >= 0) & (x <= 1)).all(): raise ValueError(f"{name} must lie in [0, 1], got values from {x.min():.3g} to {x.max():.3g}")
+        sums = x.float().sum(1)
+        if name != "pair_mask" and not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+            raise ValueError(f"each row of soft {name} must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}")
 
-# %% ../nbs/api/losses.ipynb #cba7ee57
+# %% ../nbs/api/losses.ipynb #64f1a8d5
 def asymmetric_focal_contrastive_loss(
     embeddings,  # (n, d), or (n, views, d) for several views of each image; any floating type
     labels=None,  # integers (n,), or soft labels (n, classes) whose rows sum to one
@@ -156,24 +161,18 @@ def asymmetric_focal_contrastive_loss(
     pair_mask=None,  # instead of labels: (n, n + r) boolean, or weights in [0, 1], of positives among images
     check_values=True,  # look for NaN, inf and bad weights (makes a GPU wait)
 ):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
-    """AFCL of Vito & Stefanus (2022), with CL (SupCon), FCL and ACL as special cases.
-
-    Two views of one image are always positives of each other. An anchor without positives (negatives) gets zero from that term, and
-    an anchor with a single other column gets zero altogether: its p is 1 whatever the embeddings.
+    """AFCL of Vito & Stefanus (2022), with CL (SupCon), FCL and ACL as special cases. Views of one image are positives of each other;
+    an anchor without positives or negatives gets zero from that term, and with a single other column zero altogether.
     Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
     _check_settings(gamma, eta, temperature, averaging, reduction)
     columns, weights = _columns_and_weights(embeddings, labels, reference, reference_labels, pair_mask, check_values)
-    shape, anchors = embeddings.shape[:-1], embeddings.shape[:-1].numel()
+    if check_values: _check_finite(columns.detach(), temperature, normalize)
     with torch.autocast(columns.device.type, enabled=False):
-        if check_values:
-            names = "embeddings" if reference is None else "embeddings and reference"
-            _check_values(names, columns.detach(), temperature, normalize)
         if normalize: columns = _unit(columns)
-        if len(columns) <= 2: losses = 0*columns[:anchors].sum(1)
-        else: losses = _anchor_losses(columns[:anchors] @ columns.T/temperature, weights, gamma, eta, averaging)
-    return losses.view(shape) if reduction == "none" else getattr(losses, reduction)()
+        losses = _anchor_losses(columns, weights, temperature, gamma, eta, averaging)
+    return losses.view(embeddings.shape[:-1]) if reduction == "none" else getattr(losses, reduction)()
 
-# %% ../nbs/api/losses.ipynb #283845a3
+# %% ../nbs/api/losses.ipynb #698d9052
 def _columns_and_weights(embeddings, labels, reference, reference_labels, pair_mask, check_values):
     "Checked columns (anchors + references, d) in float32 or float64, and positive weights (anchors, columns)"
     _check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
@@ -186,9 +185,7 @@ def _columns_and_weights(embeddings, labels, reference, reference_labels, pair_m
     n, views = len(embeddings), embeddings.shape[1] if embeddings.ndim == 3 else 1
     labels, reference_labels, pair_mask = (_plain(o) for o in (labels, reference_labels, pair_mask))
     images = _image_weights(labels, reference_labels, pair_mask, n, 0 if reference is None else len(reference))
-    if check_values:
-        for name, x in [("labels", labels), ("reference_labels", reference_labels), ("pair_mask", pair_mask)]:
-            if x is not None and x.is_floating_point(): _check_weights(name, x, rows_sum_to_one=name != "pair_mask")
+    if check_values: _check_weights(labels, reference_labels, pair_mask)
     dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     columns = torch.cat([_plain(x).flatten(0, -2).to(dtype) for x in parts])
     return columns, _pair_weights(images, views).to(dtype)

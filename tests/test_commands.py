@@ -1,0 +1,82 @@
+"""The installed commands, as a user types them, in processes of their own."""
+import csv
+import json
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+QUICK = ["--train-total", "200", "--epochs", "1", "--classifier-epochs", "2", "--batch-size", "50"]
+
+
+def run(*arguments, cwd):
+    "Run asymcl-compare and return the finished process"
+    return subprocess.run([SCRIPTS / "asymcl-compare", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    "The first command with its own methods and seeds, on a reduced budget"
+    folder = tmp_path_factory.mktemp("first")
+    return run(*QUICK, cwd=folder), folder
+
+
+def test_first_command_prints_a_table(first_run):
+    done, _ = first_run
+    assert done.returncode == 0, done.stderr
+    table = [line.split() for line in done.stdout.splitlines() if re.match(r"(method|CE|CL|FCL|ACL|AFCL) ", line)]
+    assert [row[0] for row in table] == ["method", "CE", "CL", "FCL", "ACL", "AFCL"]
+    for name in ("WA", "UWA", "ROC", "recall", "seconds"): assert name in table[0]
+
+
+def test_first_command_leaves_a_folder_of_results(first_run):
+    done, where = first_run
+    folder, = (where / "runs").iterdir()
+    names = {p.name for p in folder.iterdir()}
+    assert {"results.csv", "results.json", "report.html", "class_counts.png", "curves.png", "embedding_maps.png",
+            "confusion.png", "comparison.png"} <= names
+    assert str(folder.relative_to(where) / "report.html") in done.stdout
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for s in "01" for m in ("CE", "CL", "FCL", "ACL", "AFCL")]
+    assert all(0 <= float(r[k]) <= 1 for r in rows for k in ("weighted_accuracy", "unweighted_accuracy", "roc_auc"))
+    content = json.loads((folder / "results.json").read_text())
+    assert content["settings"]["train_total"] == 200 and content["settings"]["seeds"] == [0, 1]
+    assert content["train_counts"] == [180, 20] and content["versions"]["torch"]
+
+
+def test_report_is_self_contained(first_run):
+    _, where = first_run
+    page = next((where / "runs").rglob("report.html")).read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert "@import" not in page and "url(" not in page
+    assert all(f">{m}<" in page for m in ("CE", "CL", "FCL", "ACL", "AFCL"))
+
+
+def test_same_seed_gives_the_same_numbers_in_two_processes(first_run, tmp_path):
+    _, where = first_run
+    again = run(*QUICK, "--methods", "AFCL", "--seeds", "1", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    one, = csv.DictReader(next(tmp_path.rglob("results.csv")).open())
+    first = next(r for r in csv.DictReader(next(where.rglob("results.csv")).open()) if (r["method"], r["seed"]) == ("AFCL", "0"))
+    assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
+
+
+def test_help_explains_every_option(tmp_path):
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    entries = re.split(r"\n  (?=-)", done.stdout.split("options:")[1])[1:]
+    assert len(entries) > 20
+    for entry in entries: assert len(entry.split(maxsplit=2)) == 3, f"no explanation: {entry}"
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["--proportions", "90:0"], ["--source", "nowhere"], ["--classes", "Shirt,Hat"]])
+def test_bad_options_exit_2_with_one_line(arguments, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("asymcl-compare: error: ") and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not any((tmp_path / "runs").glob("*"))
