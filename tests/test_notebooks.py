@@ -13,7 +13,7 @@ NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "nbs").rglob(
 def run_notebook(path):
     "Run one notebook by nbdev-test in a process of its own"
     command = Path(sysconfig.get_path("scripts")) / "nbdev-test"
-    return subprocess.run([sys.executable, command, "--path", path], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, command, path], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
