@@ -73,7 +73,10 @@ def test_help_explains_every_option(tmp_path):
     for entry in entries: assert len(entry.split(maxsplit=2)) == 3, f"no explanation: {entry}"
 
 
-@pytest.mark.parametrize("arguments", [["--no-such-option"], ["--proportions", "90:0"], ["--source", "nowhere"], ["--classes", "Shirt,Hat"]])
+BAD = [["--no-such-option"], ["--proportions", "90:0"], ["--source", "nowhere"], ["--classes", "Shirt,Hat"]]
+
+
+@pytest.mark.parametrize("arguments", BAD)
 def test_bad_options_exit_2_with_one_line(arguments, tmp_path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2
