@@ -12,8 +12,9 @@ import warnings
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 
-# %% ../nbs/api/cli.ipynb #d959f8d5
+# %% ../nbs/api/cli.ipynb #808b3baa
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def _data_options(parser, default):
         help="instead of proportions: largest to smallest class of an exponential long tail")
     add("--train-total", type=int, metavar="N", help="training images in all (default: as many as the proportions allow)")
 
-# %% ../nbs/api/cli.ipynb #84988227
+# %% ../nbs/api/cli.ipynb #93f97d74
 def _method_options(parser, default):
     group = parser.add_argument_group("methods")
     add = group.add_argument
@@ -74,9 +75,9 @@ def _method_options(parser, default):
     add("--temperature", type=float, default=default.temperature, help="divides cosine similarities (default: %(default)s)")
     add("--averaging", default=default.averaging, help="of pair sums: pairs or batch (default: %(default)s)")
     add("--classifier-loss", default=default.classifier_loss,
-        help="of stage 2: cross_entropy, focal, class_balanced or logit_adjusted (default: %(default)s)")
+        help="of stage 2 (CE stays plain): cross_entropy, focal, class_balanced or logit_adjusted (default: %(default)s)")
 
-# %% ../nbs/api/cli.ipynb #4a94ebb5
+# %% ../nbs/api/cli.ipynb #4e13e390
 def _training_options(parser, default):
     group = parser.add_argument_group("training")
     add = group.add_argument
@@ -88,7 +89,7 @@ def _training_options(parser, default):
     add("--classifier-lr", type=float, default=default.classifier_lr, help="highest learning rate of stage 2 (default: %(default)s)")
     add("--optimizer", default=default.optimizer, help="adam, or sgd with momentum 0.9 and weight decay 5e-5 (default: %(default)s)")
     add("--batch-size", type=int, default=default.batch_size, help="images per batch, two views of each (default: %(default)s)")
-    add("--seeds", type=_seeds, default=default.seeds, metavar="N", help="how many, or which as 5,7 (default: 2)")
+    add("--seeds", type=_seeds, default=default.seeds, metavar="N", help="how many, or which with commas, as 5,7 or 42, (default: 2)")
     add("--precision", default=default.precision, help="fp32, bf16, or on CUDA fp16 (default: %(default)s)")
     add("--device", metavar="DEVICE", help="cpu, cuda or mps (default: the fastest there is)")
 
@@ -133,11 +134,11 @@ def _new_folder(options, settings):
     folder.mkdir(parents=True)
     return folder
 
-# %% ../nbs/api/cli.ipynb #6fdaa68e
+# %% ../nbs/api/cli.ipynb #7b3182c5
 def _run_all(settings, folder):
-    "Run the comparison with a progress bar, writing records after every run; returns data and runs"
+    "Run the comparison with a progress bar; yields data and the list of runs after every run, whose records are then written"
     bar = progress_bar(range(len(settings.methods)*len(settings.seeds)*settings.epochs))
-    runs, data, done = [], None, 0
+    runs, done = [], 0
     def on_epoch(method, seed, epoch, score):
         nonlocal done
         done += 1
@@ -147,26 +148,33 @@ def _run_all(settings, folder):
     for data, run in compare(settings, on_epoch):
         runs.append(run)
         write_records(folder, settings, data, runs)
-    return data, runs
+        yield data, runs
 
-# %% ../nbs/api/cli.ipynb #cbba2411
+# %% ../nbs/api/cli.ipynb #3a7d9af3
+def _finish(folder, settings, data, runs):
+    "Report first, so that nothing that happens to the terminal can cost it; then the table"
+    write_report(folder, settings, data, runs)
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="replace")  # a terminal without ± shows a question mark
+    print("\n\n" + text_table(*summary_rows(runs, data.classes)))
+    print("\nper cent: mean and half of its 95% t interval over seeds; WA weighted by the training proportions")
+    print(f"report: {folder/'report.html'}")
+
+# %% ../nbs/api/cli.ipynb #6c818c47
 def compare_command(
     arguments=None,  # list of text; None: those of the command line
 ):  # exit code
     "Entry point of `asymcl-compare`"
-    parser, folder = _parser(), None
+    parser, folder, done, ended = _parser(), None, None, None
     options = parser.parse_args(arguments)
     try:
         if options.device: _use_device(options.device)
         settings = _settings(options)
         folder = _new_folder(options, settings)
-        data, runs = _run_all(settings, folder)
-    except KeyboardInterrupt: parser.exit(130, f"\n{parser.prog}: stopped; the runs that were done are in {folder}\n")
-    except (ValueError, TypeError, OSError) as e:
-        if folder and not any(folder.iterdir()): folder.rmdir()
-        parser.error(" ".join(str(e).split()))
-    print("\n" + text_table(*summary_rows(runs, data.classes)))
-    print("\nper cent: mean and half of its 95% t interval over seeds; WA weighted by the training proportions")
-    write_report(folder, settings, data, runs)
-    print(f"report: {folder/'report.html'}")
-    return 0
+        for done in _run_all(settings, folder): pass
+    except KeyboardInterrupt: ended = (130, "stopped")
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, " ".join(f"error: {e}".split()))
+    if done: _finish(folder, settings, *done)
+    elif folder and not any(folder.iterdir()): folder.rmdir()
+    if not ended: return 0
+    what = f"; the runs that were done are in {folder}" if done else f" (see {parser.prog} --help)" if ended[0] == 2 else ", no run was done"
+    parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")

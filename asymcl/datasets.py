@@ -7,9 +7,10 @@ Docs: https://asymcl.github.io/asymcl/api/datasets.html.md"""
 # %% auto #0
 __all__ = ['read_idx', 'ImageData', 'TensorLoader', 'ImageLoader', 'fashion_mnist', 'random_views']
 
-# %% ../nbs/api/datasets.ipynb #ed433cae
+# %% ../nbs/api/datasets.ipynb #3222d285
 import gzip
 import math
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def _read_part(folder, part):
     if labels.max() > 9: raise ValueError(f"{labels_path}: labels must be in 0..9, found {labels.max().item()}")
     return images[:, None], labels.long()
 
-# %% ../nbs/api/datasets.ipynb #4b747735
+# %% ../nbs/api/datasets.ipynb #cf0821b9
 def _download():
     "torchvision's download in the user's cache: the folder of its files"
     root = xdg_cache_home() / "asymcl"
@@ -121,7 +122,7 @@ def _source_folder(source):
     "The folder that holds the four files of `source`"
     if source == "sample": return Path(str(resources.files("asymcl") / "sample"))
     if source == "download": return _download()
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if folder.is_dir(): return folder
     raise FileNotFoundError(f"source must be 'sample', 'download' or a folder with the four Fashion-MNIST files, "
                             f"and there is no folder {str(source)!r}")
@@ -396,7 +397,7 @@ def _draw_splits(labels, test_labels, names, seed, valid_per_class, **train):
     return dict(train=left[draw_indices(labels[left], counts, generator)], valid=valid,
                 test=torch.arange(len(test_labels)) + len(labels))
 
-# %% ../nbs/api/datasets.ipynb #844c1a41
+# %% ../nbs/api/datasets.ipynb #cfadd4e4
 def fashion_mnist(
     classes=("T-shirt/top", "Shirt"), # names or numbers 0..9 of two or more classes, or "all"
     proportions=(.9, .1), # (classes,) positive shares of the training set; None with long_tail_ratio
@@ -414,6 +415,8 @@ def fashion_mnist(
     ids, folder = _class_ids(classes), _source_folder(source)
     names = tuple(FashionMNIST.classes[i] for i in ids)
     parts = [_select(*_read_part(folder, part), ids) for part in ("train", "t10k")]
+    sizes = [tuple(images.shape[1:]) for images, _ in parts]
+    if sizes[0] != sizes[1]: raise ValueError(f"train and t10k images must have one size, got {sizes[0]} and {sizes[1]} in {folder}")
     _check_present(parts, names, source)
     splits = _draw_splits(*(labels for _, labels in parts), names, seed, valid_per_class,
                           proportions=proportions, long_tail_ratio=long_tail_ratio, total=train_total)
@@ -436,7 +439,7 @@ def show(self:ImageData,
         row[0].set_title(self.classes[c], loc="left", fontsize=10)
     return fig
 
-# %% ../nbs/api/datasets.ipynb #6dcb4f8c
+# %% ../nbs/api/datasets.ipynb #fd2340bd
 def _view_matrices(scale_x, scale_y, angle, shift_x, shift_y, height, width):
     "Affine matrices (n, 2, 3) that crop, mirror (scale_x < 0), rotate by `angle` in radians and shift; each argument (n,)"
     cos, sin = angle.cos(), angle.sin()
@@ -446,7 +449,8 @@ def _view_matrices(scale_x, scale_y, angle, shift_x, shift_y, height, width):
 def _resample(images, matrices):
     "Images seen through the affine matrices; beyond the border its pixels are repeated"
     grid = F.affine_grid(matrices.to(images.dtype), images.shape, align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    edge = 1 - 1 / torch.tensor([images.shape[3], images.shape[2]], dtype=grid.dtype, device=grid.device)  # centre of the last pixel
+    return F.grid_sample(images, grid.clamp(-edge, edge), align_corners=False)
 
 # %% ../nbs/api/datasets.ipynb #cfe5ffb3
 def _random_matrices(n, height, width, min_scale, max_aspect, max_rotate, flip, device):

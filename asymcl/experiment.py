@@ -8,7 +8,7 @@ Docs: https://asymcl.github.io/asymcl/api/experiment.html.md"""
 __all__ = ['Settings', 'contrastive_loss', 'make_encoder', 'make_optimizer', 'load_data', 'Run', 'run_method', 'check_settings',
            'compare']
 
-# %% ../nbs/api/experiment.ipynb #6f281979
+# %% ../nbs/api/experiment.ipynb #7e025e82
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from torch import nn
 from .datasets import fashion_mnist
 from .losses import ACL, AFCL, CL, FCL
 from .metrics import UnweightedAccuracy, evaluate_predictions
-from .models import classification_head, encode, encoder_width, resnet_encoder, small_encoder
+from .models import classification_head, encode_all, encoder_width, resnet_encoder, small_encoder
 from .two_stage import RandomViews, TwoStageLearner, classifier_loss_function, precision_callbacks
 
 # %% ../nbs/api/experiment.ipynb #211ce9d4
@@ -78,14 +78,20 @@ def make_encoder(
     if settings.encoder in ("resnet18", "resnet50"): return resnet_encoder(int(settings.encoder[6:]), channels, settings.weights)
     raise ValueError(f"encoder must be one of small, resnet18, resnet50, got {settings.encoder!r}")
 
-# %% ../nbs/api/experiment.ipynb #36a948ff
+# %% ../nbs/api/experiment.ipynb #88ee214b
 def make_optimizer(
     settings,  # Settings
 ):  # fastai optimiser function
     "Adam, or the SGD of the published recipe"
     optimizers = dict(adam=Adam, sgd=partial(SGD, mom=0.9, wd=5e-5))
-    if settings.optimizer not in optimizers: raise ValueError(f"optimizer must be one of adam, sgd, got {settings.optimizer!r}")
+    if settings.optimizer not in optimizers:
+        raise ValueError(f"optimizer must be one of adam, sgd, got {settings.optimizer!r}")
     return optimizers[settings.optimizer]
+
+# %% ../nbs/api/experiment.ipynb #a78a87ba
+def _momentum(settings):
+    "Arguments of fit_one_cycle that keep SGD's momentum where the recipe has it"
+    return dict(moms=(0.9, 0.9, 0.9)) if settings.optimizer == "sgd" else {}
 
 # %% ../nbs/api/experiment.ipynb #6c421b09
 def load_data(
@@ -115,7 +121,7 @@ class Run:
         "All but the features, as a flat dict of method, seed, seconds and test metrics"
         return dict(method=self.method, seed=self.seed, seconds=self.seconds, **self.metrics)
 
-# %% ../nbs/api/experiment.ipynb #739b812e
+# %% ../nbs/api/experiment.ipynb #ff106a36
 def _train_end_to_end(data, settings, cbs):
     "Cross-entropy on encoder and head together: (encoder, head, learner)"
     dls = data.dls(settings.batch_size)
@@ -123,29 +129,21 @@ def _train_end_to_end(data, settings, cbs):
     head = classification_head(encoder_width(encoder, dls.valid.one_batch()[0]), len(data.classes))
     learn = Learner(dls, nn.Sequential(encoder, head), loss_func=CrossEntropyLossFlat(), opt_func=make_optimizer(settings),
                     metrics=UnweightedAccuracy(), cbs=[RandomViews(), *precision_callbacks(settings.precision), *cbs])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(settings.epochs, settings.lr)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(settings.epochs, settings.lr, **_momentum(settings))
     return encoder, head, learn
 
-# %% ../nbs/api/experiment.ipynb #d2632ca0
+# %% ../nbs/api/experiment.ipynb #08d82333
 def _train_two_stages(method, data, settings, cbs):
     "Both stages of a contrastive method: (encoder, head, learner of stage 1)"
     learn = TwoStageLearner(data.dls(settings.batch_size), make_encoder(settings, data.images.shape[1]), contrastive_loss(method, settings),
                             classifier_loss=settings.classifier_loss, opt_func=make_optimizer(settings),
                             precision=settings.precision, cbs=cbs)
-    with learn.contrastive.no_bar(), learn.contrastive.no_logging(): learn.fit_contrastive(settings.epochs, settings.lr)
+    with learn.contrastive.no_bar(), learn.contrastive.no_logging(): learn.fit_contrastive(settings.epochs, settings.lr, **_momentum(settings))
     head = learn.new_classifier()
-    with head.no_bar(), head.no_logging(): learn.fit_classifier(settings.classifier_epochs, settings.classifier_lr)
+    with head.no_bar(), head.no_logging(): learn.fit_classifier(settings.classifier_epochs, settings.classifier_lr, **_momentum(settings))
     return learn.encoder, head.model, learn.contrastive
 
-# %% ../nbs/api/experiment.ipynb #ed33601d
-def _probabilities(encoder, head, loader):
-    "Probabilities (n, classes), features (n, width) and labels (n,) of a loader, on the CPU"
-    batches = [(encode(encoder, x), y) for x, y in loader]
-    features, labels = (torch.cat(o) for o in zip(*batches, strict=True))
-    with torch.no_grad(): p = head.eval()(features).softmax(1)
-    return p.cpu(), features.cpu(), labels.cpu()
-
-# %% ../nbs/api/experiment.ipynb #008be36c
+# %% ../nbs/api/experiment.ipynb #ec76d39a
 def run_method(
     method,  # "CE", "CL", "FCL", "ACL" or "AFCL"
     seed,  # of weights, views and order of the images
@@ -159,22 +157,25 @@ def run_method(
     if method == "CE": encoder, head, learn = _train_end_to_end(data, settings, list(cbs))
     else: encoder, head, learn = _train_two_stages(method, data, settings, list(cbs))
     seconds = time.perf_counter() - start
-    p, x, y = _probabilities(encoder, head, data.loader("test"))
-    valid_p, _, valid_y = _probabilities(encoder, head, data.loader("valid"))
+    x, y = (o.cpu() for o in encode_all(encoder, data.loader("test")))
+    valid_x, valid_y = (o.cpu() for o in encode_all(encoder, data.loader("valid")))
+    with torch.no_grad(): p, valid_p = (head.cpu().eval()(features).softmax(1) for features in (x, valid_x))
     score = partial(evaluate_predictions, classes=data.classes, train_proportions=data.proportions("train"))
     train_loss, _, valid_score = (list(column) for column in zip(*learn.recorder.values, strict=True))
     some = torch.arange(0, len(y), max(1, len(y)//400))
     confusion = confusion_matrix(y, p.argmax(1), labels=range(len(data.classes))).tolist()
     return Run(method, seed, score(p, y), score(valid_p, valid_y), confusion, train_loss, valid_score, seconds, x[some], y[some])
 
-# %% ../nbs/api/experiment.ipynb #8f99e6d5
+# %% ../nbs/api/experiment.ipynb #90839d83
 def check_settings(settings):
     "Raise ValueError for settings that no run could use"
     for name in ("methods", "seeds"):
         values = getattr(settings, name)
         if not values or len(set(values)) < len(values): raise ValueError(f"{name} must be at least one, each once, got {values}")
-    for name in ("epochs", "classifier_epochs", "batch_size"):
-        if getattr(settings, name) < 1: raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
+    for name, low, high in [("epochs", 1, 10**6), ("classifier_epochs", 1, 10**6), ("batch_size", 2, 10**9)]:
+        value = getattr(settings, name)
+        if not low <= value <= high: raise ValueError(f"{name} must be at least {low} and at most {high}, got {value}")
+    if not all(0 <= seed < 2**32 for seed in settings.seeds): raise ValueError(f"seeds must lie in 0..2**32-1, got {settings.seeds}")
     for name in ("lr", "classifier_lr"):
         if not 0 < getattr(settings, name) < float("inf"): raise ValueError(f"{name} must be > 0, got {getattr(settings, name)}")
     if settings.weights and settings.encoder == "small": raise ValueError("weights are for resnet18 and resnet50, not the small encoder")
@@ -192,15 +193,16 @@ class _AfterEpoch(Callback):
     def after_epoch(self): self.tell(self.epoch + 1, self.recorder.values[-1][-1])
     order = 60  # after the recorder
 
-# %% ../nbs/api/experiment.ipynb #664d609d
+# %% ../nbs/api/experiment.ipynb #ae0ee276
 def compare(
     settings,  # Settings
     on_epoch: Callable | None = None,  # called with method, seed, epoch (from 1) and validation score after each epoch of stage 1
 ):  # iterator of (ImageData, Run), seed by seed
-    "Run every method with every seed; each run is handed out as soon as it is done"
+    "Run every method with every seed; each run is handed out as soon as it is done. An error in a run names method and seed."
     check_settings(settings)
     for seed in settings.seeds:
         data = load_data(settings, seed)
         for method in settings.methods:
             tell = _AfterEpoch(partial(on_epoch, method, seed)) if on_epoch else None
-            yield data, run_method(method, seed, data, settings, [tell] if tell else [])
+            try: yield data, run_method(method, seed, data, settings, [tell] if tell else [])
+            except (ValueError, RuntimeError) as e: raise type(e)(f"{method} with seed {seed}: {e}") from e

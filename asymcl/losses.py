@@ -29,11 +29,11 @@ def _log_probabilities(scores, own):
     p = log_p.exp().masked_fill(top | own, 0)  # where the other branch is taken, keep log1p away from its pole
     return log_p, torch.where(top, F.logsigmoid(-logit), torch.log1p(-p))
 
-# %% ../nbs/api/losses.ipynb #7403fb42
+# %% ../nbs/api/losses.ipynb #02a8b261
 def _same_class(labels, others):
     "Weight in [0, 1] with which `others` (m,) or (m, classes) are positives of `labels` (n,) or (n, classes)"
     if labels.ndim == 1: return (labels[:, None] == others).float()
-    return labels.float() @ others.float().T
+    return labels @ others.T
 
 # %% ../nbs/api/losses.ipynb #bdf90c7c
 def _pair_weights(images, views):
@@ -43,9 +43,11 @@ def _pair_weights(images, views):
     batch = images[:, :n].clone().fill_diagonal_(1).repeat_interleave(views, 1)
     return torch.cat([batch, images[:, n:]], 1).repeat_interleave(views, 0)
 
-# %% ../nbs/api/losses.ipynb #d726af8f
+# %% ../nbs/api/losses.ipynb #2d944ad8
 def _unit(x):
     "Rows of `x` scaled to length one; a zero row stays zero"
+    size = x.detach().abs().amax(-1, keepdim=True)  # first to a largest entry of one, whose square neither overflows nor vanishes
+    x = x/size.masked_fill(size == 0, 1)
     length = x.norm(dim=-1, keepdim=True)
     return x/length.masked_fill(length == 0, 1)
 
@@ -69,13 +71,14 @@ def _anchor_losses(columns, weights, temperature, gamma, eta, averaging):
     if eta == 0: return losses
     return losses - eta*_average(log_not_p, (1 - weights).masked_fill(own, 0), averaging)
 
-# %% ../nbs/api/losses.ipynb #9660311d
+# %% ../nbs/api/losses.ipynb #222f2879
 def _check_settings(gamma, eta, temperature, averaging, reduction):
     "Raise TypeError or ValueError for a setting outside its range"
     for name, value, zero in [("gamma", gamma, True), ("eta", eta, True), ("temperature", temperature, False)]:
         if not isinstance(value, Real): raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not (math.isfinite(value) and (value > 0 or zero and value == 0)):
             raise ValueError(f"{name} must be a finite number {'>= 0' if zero else '> 0'}, got {value}")
+    if (1 + eta)/temperature > 1e30: raise ValueError(f"eta/temperature must stay below 1e30, got {eta}/{temperature}")
     for name, value, allowed in [("averaging", averaging, ("pairs", "batch")), ("reduction", reduction, ("mean", "sum", "none"))]:
         if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
@@ -107,33 +110,34 @@ def _check_mask(pair_mask, n, columns):
     if pair_mask.shape != (n, columns):
         raise ValueError(f"pair_mask must have shape ({n}, {columns}): n embeddings by n + references, got {tuple(pair_mask.shape)}")
 
-# %% ../nbs/api/losses.ipynb #508a939d
-def _image_weights(labels, reference_labels, pair_mask, n, references):
-    "Positive weights (n, n + references) from labels or from a mask, after checking both"
+# %% ../nbs/api/losses.ipynb #167779b5
+def _image_weights(labels, reference_labels, pair_mask, n, references, dtype):
+    "Positive weights (n, n + references) of `dtype` from labels or from a mask, after checking both"
     if (labels is None) == (pair_mask is None):
         raise ValueError("give either labels or pair_mask, got " + ("neither" if labels is None else "both"))
     if pair_mask is not None:
         if reference_labels is not None: raise ValueError("reference_labels cannot be given with pair_mask, which has its columns")
         _check_mask(pair_mask, n, n + references)
-        return pair_mask.float()
+        return pair_mask.to(dtype)
     _check_labels("labels", labels, n)
     if (reference_labels is None) != (references == 0): raise ValueError("give reference and reference_labels together")
+    if labels.ndim == 2: labels = labels.to(dtype)
     if not references: return _same_class(labels, labels)
     _check_labels("reference_labels", reference_labels, references)
     if labels.shape[1:] != reference_labels.shape[1:]:
         raise ValueError(f"labels and reference_labels must be of one kind, got {tuple(labels.shape)} and {tuple(reference_labels.shape)}")
-    return _same_class(labels, torch.cat([labels, reference_labels]))
+    return _same_class(labels, torch.cat([labels, reference_labels.to(labels.dtype)]))
 
-# %% ../nbs/api/losses.ipynb #fbad3235
+# %% ../nbs/api/losses.ipynb #216edc3b
 def _check_finite(columns, temperature, normalize):
     "Raise ValueError if columns are not finite, or so long that their scores overflow"
     if not columns.isfinite().all():
         counts = f"{int(columns.isnan().sum())} NaN and {int(columns.isinf().sum())} infinite values"
         raise ValueError(f"embeddings and reference must be finite, got {counts}")
     longest = columns.norm(dim=-1).max()
-    if not (longest if normalize else longest**2/temperature).isfinite():
+    if not normalize and not (longest**2/temperature).isfinite():
         raise ValueError(f"embeddings and reference must be short enough for {columns.dtype}, got a length of {longest:.3g} "
-                         f"with temperature={temperature}, normalize={normalize}")
+                         f"with temperature={temperature}; use normalize=True")
 
 # %% ../nbs/api/losses.ipynb #3f43ad98
 def _check_weights(labels, reference_labels, pair_mask):
@@ -145,7 +149,7 @@ def _check_weights(labels, reference_labels, pair_mask):
         if name != "pair_mask" and not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
             raise ValueError(f"each row of soft {name} must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}")
 
-# %% ../nbs/api/losses.ipynb #64f1a8d5
+# %% ../nbs/api/losses.ipynb #2b950f23
 def asymmetric_focal_contrastive_loss(
     embeddings,  # (n, d), or (n, views, d) for several views of each image; any floating type
     labels=None,  # integers (n,), or soft labels (n, classes) whose rows sum to one
@@ -161,21 +165,20 @@ def asymmetric_focal_contrastive_loss(
     pair_mask=None,  # instead of labels: (n, n + r) boolean, or weights in [0, 1], of positives among images
     check_values=True,  # look for NaN, inf and bad weights (makes a GPU wait)
 ):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
-    """AFCL of Vito & Stefanus (2022), with CL (SupCon), FCL and ACL as special cases. Views of one image are positives of each other;
-    an anchor without positives or negatives gets zero from that term, and with a single other column zero altogether.
-    Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
+    """AFCL of Vito & Stefanus (2022); CL (SupCon), FCL and ACL as special cases. Views of one image are positives of each other; an empty
+    sum is zero. Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
     _check_settings(gamma, eta, temperature, averaging, reduction)
-    columns, weights = _columns_and_weights(embeddings, labels, reference, reference_labels, pair_mask, check_values)
-    if check_values: _check_finite(columns.detach(), temperature, normalize)
-    with torch.autocast(columns.device.type, enabled=False):
+    _check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
+    with torch.autocast(embeddings.device.type, enabled=False):
+        columns, weights = _columns_and_weights(embeddings, labels, reference, reference_labels, pair_mask, check_values)
+        if check_values: _check_finite(columns.detach(), temperature, normalize)
         if normalize: columns = _unit(columns)
         losses = _anchor_losses(columns, weights, temperature, gamma, eta, averaging)
     return losses.view(embeddings.shape[:-1]) if reduction == "none" else getattr(losses, reduction)()
 
-# %% ../nbs/api/losses.ipynb #698d9052
+# %% ../nbs/api/losses.ipynb #aeb3eac8
 def _columns_and_weights(embeddings, labels, reference, reference_labels, pair_mask, check_values):
     "Checked columns (anchors + references, d) in float32 or float64, and positive weights (anchors, columns)"
-    _check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
     parts = [embeddings]
     if reference is not None:
         _check_embeddings("reference", reference, "(r, d)", (2,))
@@ -184,9 +187,9 @@ def _columns_and_weights(embeddings, labels, reference, reference_labels, pair_m
         parts.append(reference)
     n, views = len(embeddings), embeddings.shape[1] if embeddings.ndim == 3 else 1
     labels, reference_labels, pair_mask = (_plain(o) for o in (labels, reference_labels, pair_mask))
-    images = _image_weights(labels, reference_labels, pair_mask, n, 0 if reference is None else len(reference))
-    if check_values: _check_weights(labels, reference_labels, pair_mask)
     dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    images = _image_weights(labels, reference_labels, pair_mask, n, 0 if reference is None else len(reference), dtype)
+    if check_values: _check_weights(labels, reference_labels, pair_mask)
     columns = torch.cat([_plain(x).flatten(0, -2).to(dtype) for x in parts])
     return columns, _pair_weights(images, views).to(dtype)
 

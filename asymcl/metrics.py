@@ -269,12 +269,19 @@ def CalibrationError(
     "Expected calibration error as a fastai metric for a model that outputs logits (n, classes)."
     return AccumMetric(_of_logits, flatten=False, name="calibration_error", metric=calibration_error, bins=bins)
 
-# %% ../nbs/api/metrics.ipynb #bb86a24e
+# %% ../nbs/api/metrics.ipynb #eee91569
+def _knn_within(embeddings, targets, k):
+    "`knn_unweighted_accuracy` with no more neighbours than let the rarest class have the majority; NaN for one image"
+    if len(targets) < 2: return float("nan")
+    rarest = int(targets.unique(return_counts=True)[1].min())
+    return knn_unweighted_accuracy(embeddings, targets, max(1, min(k, 2 * rarest - 3, len(targets) - 1)))
+
+# %% ../nbs/api/metrics.ipynb #78d7446e
 def KnnAccuracy(
-    k=10,  # neighbours that vote, 1 <= k < number of validation images
+    k=10,  # neighbours that vote, >= 1; fewer where the rarest class of the validation set could not win the vote
 ):
     "`knn_unweighted_accuracy` as a fastai metric for a model that outputs embeddings (n, d) or (n, views, d)."
-    return AccumMetric(knn_unweighted_accuracy, flatten=False, name="knn_unweighted_accuracy", k=k)
+    return AccumMetric(_knn_within, flatten=False, name="knn_unweighted_accuracy", k=k)
 
 # %% ../nbs/api/metrics.ipynb #e1935709
 def mean_interval(

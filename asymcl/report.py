@@ -8,7 +8,7 @@ Docs: https://asymcl.github.io/asymcl/api/report.html.md"""
 __all__ = ['summary_rows', 'text_table', 'write_atomic', 'csv_text', 'json_text', 'figures', 'png_bytes', 'html_text',
            'write_records', 'write_report']
 
-# %% ../nbs/api/report.ipynb #da094dbd
+# %% ../nbs/api/report.ipynb #069bd53a
 import base64
 import csv
 import html
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from fastai.torch_core import default_device
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from . import __version__
@@ -95,7 +96,7 @@ def _plain_json(value):
     if isinstance(value, list | tuple): return [_plain_json(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-# %% ../nbs/api/report.ipynb #5d43d86b
+# %% ../nbs/api/report.ipynb #06e75da9
 def json_text(settings, data, runs):
     "Settings, class counts, versions and all runs without their features"
     packages = "torch", "torchvision", "fastai", "scikit-learn", "numpy"
@@ -103,7 +104,7 @@ def json_text(settings, data, runs):
     left_out = {"features", "feature_labels"}
     content = dict(settings=asdict(settings), classes=list(data.classes), train_counts=data.counts("train").tolist(),
                    valid_counts=data.counts("valid").tolist(), test_counts=data.counts("test").tolist(), versions=versions,
-                   device=str(data.loader("test").device), threads=torch.get_num_threads(),
+                   device=str(default_device()), threads=torch.get_num_threads(),
                    runs=[{k: v for k, v in vars(run).items() if k not in left_out} for run in runs])
     return json.dumps(_plain_json(content), indent=1, allow_nan=False)
 

@@ -8,7 +8,9 @@ Docs: https://asymcl.github.io/asymcl/api/two_stage.html.md"""
 __all__ = ['RandomViews', 'Precision', 'precision_callbacks', 'TwoStageLearner', 'class_balanced_weights',
            'LogitAdjustedCrossEntropy', 'classifier_loss_function']
 
-# %% ../nbs/api/two_stage.ipynb #3254248f
+# %% ../nbs/api/two_stage.ipynb #63be8e56
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
@@ -24,7 +26,7 @@ from torch import nn
 
 from .datasets import TensorLoader, random_views
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy, evaluate_predictions
-from .models import classification_head, encode, encoder_width, projection_head
+from .models import classification_head, encode, encode_all, encoder_width, projection_head
 
 # %% ../nbs/api/two_stage.ipynb #f981ba10
 class RandomViews(Callback):
@@ -64,7 +66,7 @@ def precision_callbacks(
     _check_precision(precision, default_device().type)
     return [] if precision == "fp32" else [Precision(precision)]
 
-# %% ../nbs/api/two_stage.ipynb #2cd38b7a
+# %% ../nbs/api/two_stage.ipynb #edf11363
 class TwoStageLearner:
     "A contrastive stage and a classification stage over one encoder"
     def __init__(self,
@@ -83,9 +85,8 @@ class TwoStageLearner:
         self.classes = [str(c) for c in dls.vocab]
         self.width = encoder_width(encoder, dls.valid.one_batch()[0])
         model = nn.Sequential(encoder, projection_head(self.width, embedding_size))
-        cbs = [RandomViews(make_views), *precision_callbacks(precision), *(cbs or [])]
-        knn = KnnAccuracy(k=min(10, dls.valid.n - 1))
-        self.contrastive = Learner(dls, model, loss_func=loss, opt_func=opt_func, metrics=knn, cbs=cbs)
+        cbs = [RandomViews(make_views), *precision_callbacks(precision), *L(cbs)]
+        self.contrastive = Learner(dls, model, loss_func=loss, opt_func=opt_func, metrics=KnnAccuracy(), cbs=cbs)
         self._classifier = self._encoder_state = None
 
 # %% ../nbs/api/two_stage.ipynb #6365f310
@@ -98,16 +99,13 @@ def fit_contrastive(self: TwoStageLearner,
     "Stage 1: train encoder and projection head"
     self.contrastive.fit_one_cycle(epochs, lr, **kwargs)
 
-# %% ../nbs/api/two_stage.ipynb #044bb800
+# %% ../nbs/api/two_stage.ipynb #9839b080
 @patch
 def features(self: TwoStageLearner,
     split="train",  # "train", "valid" or "test", or a fastai DataLoader over labelled images
 ):  # features (n, width) and labels (n,), in the order of the data, on the encoder's device
     "Features of all images of a split by the encoder as it is now, without augmentation"
-    loader = self.loader(split)
-    batches = [(encode(self.encoder, x), y.as_subclass(torch.Tensor)) for x, y in loader]
-    x, y = (torch.cat(o) for o in zip(*batches, strict=True))
-    return x.as_subclass(torch.Tensor), y.to(x.device)
+    return encode_all(self.encoder, self.loader(split))
 
 # %% ../nbs/api/two_stage.ipynb #065a73ef
 @patch
@@ -163,7 +161,7 @@ def classifier_loss_function(
         raise ValueError(f"classifier_loss must be one of {', '.join(_classifier_losses)} or a callable, got {loss!r}")
     return _classifier_losses[loss](counts)
 
-# %% ../nbs/api/two_stage.ipynb #45cc2918
+# %% ../nbs/api/two_stage.ipynb #595ceaba
 @patch
 def new_classifier(self: TwoStageLearner):  # fastai Learner over features, also in `classifier`
     "Compute features with the encoder as it is now, and start a new head on them"
@@ -174,25 +172,28 @@ def new_classifier(self: TwoStageLearner):  # fastai Learner over features, also
     self._classifier = Learner(dls, classification_head(self.width, len(self.classes)), opt_func=self.opt_func,
                                loss_func=classifier_loss_function(self.classifier_loss, counts.cpu()),
                                metrics=[UnweightedAccuracy(), RocAuc()])
-    self._counts, self._encoder_state = counts.cpu(), self._encoder_norms()
+    self._counts, self._encoder_state = counts.cpu(), self._encoder_digest()
     return self._classifier
 
-# %% ../nbs/api/two_stage.ipynb #664fccfe
+# %% ../nbs/api/two_stage.ipynb #d6fd4d35
 @patch
-def _encoder_norms(self: TwoStageLearner):
-    "A norm for each tensor of the encoder's state, which changes when the encoder does"
-    return [float(v.double().norm()) for v in self.encoder.state_dict().values()]
+def _encoder_digest(self: TwoStageLearner):
+    "SHA-256 of the encoder's weights and statistics"
+    digest = hashlib.sha256()
+    for v in self.encoder.state_dict().values(): digest.update(v.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
-# %% ../nbs/api/two_stage.ipynb #106def0d
+# %% ../nbs/api/two_stage.ipynb #5e9f7fd9
 @patch(as_prop=True)
 def classifier(self: TwoStageLearner):
-    "fastai Learner of stage 2; raises RuntimeError if the encoder has changed since its features were computed"
-    if self._classifier is None: return self.new_classifier()
-    if self._encoder_state != self._encoder_norms():
+    "fastai Learner of stage 2; raises RuntimeError if there is none, or the encoder has changed since its features were computed"
+    if self._classifier is None:
+        raise RuntimeError("there is no classification head yet; call fit_classifier(), or new_classifier() for an untrained one")
+    if self._encoder_state != self._encoder_digest():
         raise RuntimeError("the encoder has changed since the classification head was trained; call fit_classifier() to train a new one")
     return self._classifier
 
-# %% ../nbs/api/two_stage.ipynb #33158fb8
+# %% ../nbs/api/two_stage.ipynb #136cb5d9
 @patch
 def fit_classifier(self: TwoStageLearner,
     epochs=10,  # passes over the cached features
@@ -200,7 +201,7 @@ def fit_classifier(self: TwoStageLearner,
     **kwargs,  # further arguments of fit_one_cycle
 ):
     "Stage 2: train the classification head; a further call goes on, or starts a new head if the encoder has changed"
-    if self._classifier is None or self._encoder_state != self._encoder_norms(): self.new_classifier()
+    if self._classifier is None or self._encoder_state != self._encoder_digest(): self.new_classifier()
     self._classifier.fit_one_cycle(epochs, lr, **kwargs)
 
 # %% ../nbs/api/two_stage.ipynb #b0292525
@@ -238,12 +239,14 @@ def evaluate(self: TwoStageLearner,
     p, y = self.probabilities(split)
     return evaluate_predictions(p, y, self.classes, train_proportions=self._counts)
 
-# %% ../nbs/api/two_stage.ipynb #9684911e
+# %% ../nbs/api/two_stage.ipynb #238b3207
 @patch
 def predict(self: TwoStageLearner,
     images,  # uint8 (n, channels, height, width), or float that is normalised as the training images are
 ):  # list of n class names, and probabilities (n, classes)
     "Class and probabilities of new images"
+    if images.dtype == torch.uint8 and not hasattr(self.dls.valid, "normalize"):
+        raise ValueError("these DataLoaders cannot prepare 8-bit images; give float images normalised as in training, or use probabilities(dls.test_dl(...))")
     if images.ndim != 4: raise ValueError(f"images must have shape (n, channels, height, width), got {tuple(images.shape)}")
     x = self.dls.valid.normalize(images) if images.dtype == torch.uint8 else images
     batches = x.split(self.dls.valid.bs)
