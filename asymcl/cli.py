@@ -159,7 +159,7 @@ def _finish(folder, settings, data, runs):
     print("\nper cent: mean and half of its 95% t interval over seeds; WA weighted by the training proportions")
     print(f"report: {folder/'report.html'}")
 
-# %% ../nbs/api/cli.ipynb #6c818c47
+# %% ../nbs/api/cli.ipynb #f32f389f
 def compare_command(
     arguments=None,  # list of text; None: those of the command line
 ):  # exit code
@@ -170,11 +170,12 @@ def compare_command(
         if options.device: _use_device(options.device)
         settings = _settings(options)
         folder = _new_folder(options, settings)
-        for done in _run_all(settings, folder): pass
+        for so_far in _run_all(settings, folder): done = so_far
     except KeyboardInterrupt: ended = (130, "stopped")
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, " ".join(f"error: {e}".split()))
     if done: _finish(folder, settings, *done)
     elif folder and not any(folder.iterdir()): folder.rmdir()
     if not ended: return 0
-    what = f"; the runs that were done are in {folder}" if done else f" (see {parser.prog} --help)" if ended[0] == 2 else ", no run was done"
+    no_runs = f" (see {parser.prog} --help)" if ended[0] == 2 else ", no run was done"
+    what = f"; the runs that were done are in {folder}" if done else no_runs
     parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")

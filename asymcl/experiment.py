@@ -132,16 +132,17 @@ def _train_end_to_end(data, settings, cbs):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(settings.epochs, settings.lr, **_momentum(settings))
     return encoder, head, learn
 
-# %% ../nbs/api/experiment.ipynb #08d82333
+# %% ../nbs/api/experiment.ipynb #2c7e82dc
 def _train_two_stages(method, data, settings, cbs):
     "Both stages of a contrastive method: (encoder, head, learner of stage 1)"
-    learn = TwoStageLearner(data.dls(settings.batch_size), make_encoder(settings, data.images.shape[1]), contrastive_loss(method, settings),
-                            classifier_loss=settings.classifier_loss, opt_func=make_optimizer(settings),
-                            precision=settings.precision, cbs=cbs)
-    with learn.contrastive.no_bar(), learn.contrastive.no_logging(): learn.fit_contrastive(settings.epochs, settings.lr, **_momentum(settings))
+    encoder, loss = make_encoder(settings, data.images.shape[1]), contrastive_loss(method, settings)
+    learn = TwoStageLearner(data.dls(settings.batch_size), encoder, loss, classifier_loss=settings.classifier_loss,
+                            opt_func=make_optimizer(settings), precision=settings.precision, cbs=cbs)
+    momentum = _momentum(settings)
+    with learn.contrastive.no_bar(), learn.contrastive.no_logging(): learn.fit_contrastive(settings.epochs, settings.lr, **momentum)
     head = learn.new_classifier()
-    with head.no_bar(), head.no_logging(): learn.fit_classifier(settings.classifier_epochs, settings.classifier_lr, **_momentum(settings))
-    return learn.encoder, head.model, learn.contrastive
+    with head.no_bar(), head.no_logging(): learn.fit_classifier(settings.classifier_epochs, settings.classifier_lr, **momentum)
+    return encoder, head.model, learn.contrastive
 
 # %% ../nbs/api/experiment.ipynb #ec76d39a
 def run_method(

@@ -239,14 +239,14 @@ def evaluate(self: TwoStageLearner,
     p, y = self.probabilities(split)
     return evaluate_predictions(p, y, self.classes, train_proportions=self._counts)
 
-# %% ../nbs/api/two_stage.ipynb #238b3207
+# %% ../nbs/api/two_stage.ipynb #23fac6c6
 @patch
 def predict(self: TwoStageLearner,
     images,  # uint8 (n, channels, height, width), or float that is normalised as the training images are
 ):  # list of n class names, and probabilities (n, classes)
     "Class and probabilities of new images"
     if images.dtype == torch.uint8 and not hasattr(self.dls.valid, "normalize"):
-        raise ValueError("these DataLoaders cannot prepare 8-bit images; give float images normalised as in training, or use probabilities(dls.test_dl(...))")
+        raise ValueError("these DataLoaders cannot prepare 8-bit images; give float images normalised as in training")
     if images.ndim != 4: raise ValueError(f"images must have shape (n, channels, height, width), got {tuple(images.shape)}")
     x = self.dls.valid.normalize(images) if images.dtype == torch.uint8 else images
     batches = x.split(self.dls.valid.bs)
