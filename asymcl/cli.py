@@ -7,9 +7,10 @@ Docs: https://asymcl.github.io/asymcl/api/cli.html.md"""
 # %% auto #0
 __all__ = ['compare_command']
 
-# %% ../nbs/api/cli.ipynb #8f1ea938
+# %% ../nbs/api/cli.ipynb #10d0f591
 import warnings
 
+# %% ../nbs/api/cli.ipynb #ed690ae0
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 
 # %% ../nbs/api/cli.ipynb #808b3baa

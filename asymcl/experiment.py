@@ -29,7 +29,7 @@ from .metrics import UnweightedAccuracy, evaluate_predictions
 from .models import classification_head, encode_all, encoder_width, resnet_encoder, small_encoder
 from .two_stage import RandomViews, TwoStageLearner, classifier_loss_function, precision_callbacks
 
-# %% ../nbs/api/experiment.ipynb #211ce9d4
+# %% ../nbs/api/experiment.ipynb #976fdb3b
 @dataclass(frozen=True)
 class Settings:
     "What a comparison depends on; every field has the value of the first command's default run"
@@ -47,7 +47,7 @@ class Settings:
     eta: float = 10.  # of ACL and AFCL
     temperature: float = 0.07
     averaging: str = "pairs"
-    epochs: int = 8  # of stage 1, and of CE
+    epochs: int = 6  # of stage 1, and of CE
     classifier_epochs: int = 30  # of stage 2
     lr: float = 3e-3  # highest rate of the one-cycle schedule in stage 1 and for CE
     classifier_lr: float = 3e-2  # the same in stage 2
