@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .fused import fused_losses
+
 # %% ../nbs/api/losses.ipynb #15c6fabb
 def _log_probabilities(scores, own):
     "Exact log p and log(1 - p) of every pair, each (anchors, columns); zero where `own` marks an anchor's own column"
@@ -36,12 +38,18 @@ def _same_class(labels, others):
     return labels @ others.T
 
 # %% ../nbs/api/losses.ipynb #bdf90c7c
-def _pair_weights(images, views):
-    "Spread weights between images (n, n + references) over their views: (n * views, n * views + references)"
-    if views == 1: return images
-    n = len(images)
-    batch = images[:, :n].clone().fill_diagonal_(1).repeat_interleave(views, 1)
-    return torch.cat([batch, images[:, n:]], 1).repeat_interleave(views, 0)
+def _column_images(n, views, references, device):
+    "Index (n * views + references,) of the image that each column shows; references count on from n"
+    batch = torch.arange(n, device=device).repeat_interleave(views)
+    return torch.cat([batch, torch.arange(n, n + references, device=device)])
+
+# %% ../nbs/api/losses.ipynb #5f851c25
+def _spread_weights(rows, images):
+    "Function: anchors (b,) to positive weights (b, columns), from `rows`: images (b,) to weights (b, n + references)"
+    def weights(anchors):
+        own = images[anchors]
+        return rows(own)[:, images].masked_fill(own[:, None] == images, 1)
+    return weights
 
 # %% ../nbs/api/losses.ipynb #2d944ad8
 def _unit(x):
@@ -72,14 +80,15 @@ def _anchor_losses(columns, weights, temperature, gamma, eta, averaging):
     return losses - eta*_average(log_not_p, (1 - weights).masked_fill(own, 0), averaging)
 
 # %% ../nbs/api/losses.ipynb #222f2879
-def _check_settings(gamma, eta, temperature, averaging, reduction):
+def _check_settings(gamma, eta, temperature, averaging, reduction, backend):
     "Raise TypeError or ValueError for a setting outside its range"
     for name, value, zero in [("gamma", gamma, True), ("eta", eta, True), ("temperature", temperature, False)]:
         if not isinstance(value, Real): raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not (math.isfinite(value) and (value > 0 or zero and value == 0)):
             raise ValueError(f"{name} must be a finite number {'>= 0' if zero else '> 0'}, got {value}")
     if (1 + eta)/temperature > 1e30: raise ValueError(f"eta/temperature must stay below 1e30, got {eta}/{temperature}")
-    for name, value, allowed in [("averaging", averaging, ("pairs", "batch")), ("reduction", reduction, ("mean", "sum", "none"))]:
+    for name, value, allowed in [("averaging", averaging, ("pairs", "batch")), ("reduction", reduction, ("mean", "sum", "none")),
+                                 ("backend", backend, ("auto", "plain", "fused"))]:
         if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 # %% ../nbs/api/losses.ipynb #95e8880a
@@ -111,22 +120,34 @@ def _check_mask(pair_mask, n, columns):
         raise ValueError(f"pair_mask must have shape ({n}, {columns}): n embeddings by n + references, got {tuple(pair_mask.shape)}")
 
 # %% ../nbs/api/losses.ipynb #167779b5
-def _image_weights(labels, reference_labels, pair_mask, n, references, dtype):
-    "Positive weights (n, n + references) of `dtype` from labels or from a mask, after checking both"
+def _check_pairs(labels, reference_labels, pair_mask, n, references):
+    "Raise TypeError or ValueError unless labels, or a mask, say of every pair of images whether it is positive"
     if (labels is None) == (pair_mask is None):
         raise ValueError("give either labels or pair_mask, got " + ("neither" if labels is None else "both"))
     if pair_mask is not None:
         if reference_labels is not None: raise ValueError("reference_labels cannot be given with pair_mask, which has its columns")
-        _check_mask(pair_mask, n, n + references)
-        return pair_mask.to(dtype)
+        return _check_mask(pair_mask, n, n + references)
     _check_labels("labels", labels, n)
     if (reference_labels is None) != (references == 0): raise ValueError("give reference and reference_labels together")
-    if labels.ndim == 2: labels = labels.to(dtype)
-    if not references: return _same_class(labels, labels)
+    if not references: return
     _check_labels("reference_labels", reference_labels, references)
     if labels.shape[1:] != reference_labels.shape[1:]:
         raise ValueError(f"labels and reference_labels must be of one kind, got {tuple(labels.shape)} and {tuple(reference_labels.shape)}")
-    return _same_class(labels, torch.cat([labels, reference_labels.to(labels.dtype)]))
+
+# %% ../nbs/api/losses.ipynb #3d6aab3b
+def _column_pairs(labels, reference_labels, pair_mask, images, dtype):
+    "Class of every column (columns,), or a function: anchors (b,) to positive weights (b, columns) of `dtype`"
+    if pair_mask is not None: return _spread_weights(lambda i: pair_mask[i].to(dtype), images)
+    if reference_labels is not None: labels = torch.cat([labels, reference_labels.to(labels.dtype)])
+    if labels.ndim == 1: return labels[images]
+    labels = labels.to(dtype)
+    return _spread_weights(lambda i: _same_class(labels[i], labels), images)
+
+# %% ../nbs/api/losses.ipynb #6222b317
+def _all_weights(pairs, anchors, dtype):
+    "Positive weights (anchors, columns) of what `_column_pairs` gives"
+    if callable(pairs): return pairs(torch.arange(anchors))
+    return _same_class(pairs[:anchors], pairs).to(dtype)
 
 # %% ../nbs/api/losses.ipynb #216edc3b
 def _check_finite(columns, temperature, normalize):
@@ -164,39 +185,59 @@ def asymmetric_focal_contrastive_loss(
     reference_labels=None,  # of the same kind as `labels`, r of them
     pair_mask=None,  # instead of labels: (n, n + r) boolean, or weights in [0, 1], of positives among images
     check_values=True,  # look for NaN, inf and bad weights (makes a GPU wait)
+    backend="auto",  # "fused": memory for a block of anchors; "plain": for all pairs, differentiable twice; "auto": fused where it can be
 ):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
     """AFCL of Vito & Stefanus (2022); CL (SupCon), FCL and ACL as special cases. Views of one image are positives of each other; an empty
     sum is zero. Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
-    _check_settings(gamma, eta, temperature, averaging, reduction)
+    _check_settings(gamma, eta, temperature, averaging, reduction, backend)
     _check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
-    with torch.autocast(embeddings.device.type, enabled=False):
-        columns, weights = _columns_and_weights(embeddings, labels, reference, reference_labels, pair_mask, check_values)
-        if check_values: _check_finite(columns.detach(), temperature, normalize)
-        if normalize: columns = _unit(columns)
-        losses = _anchor_losses(columns, weights, temperature, gamma, eta, averaging)
-    return losses.view(embeddings.shape[:-1]) if reduction == "none" else getattr(losses, reduction)()
+    columns = _columns(embeddings, reference, temperature, normalize, check_values)
+    pairs = _pairs(embeddings, labels, reference, reference_labels, pair_mask, columns.dtype, check_values)
+    losses = _losses_by(backend, columns, pairs, embeddings.shape[:-1].numel(), reduction,
+                        temperature=temperature, gamma=gamma, eta=eta, averaging=averaging)
+    return losses.view(embeddings.shape[:-1]) if reduction == "none" else losses
 
 # %% ../nbs/api/losses.ipynb #aeb3eac8
-def _columns_and_weights(embeddings, labels, reference, reference_labels, pair_mask, check_values):
-    "Checked columns (anchors + references, d) in float32 or float64, and positive weights (anchors, columns)"
+def _columns(embeddings, reference, temperature, normalize, check_values):
+    "Checked columns (anchors + references, d) in float32 or float64, scaled to length one with `normalize`"
     parts = [embeddings]
     if reference is not None:
         _check_embeddings("reference", reference, "(r, d)", (2,))
         if reference.shape[-1] != embeddings.shape[-1]:
             raise ValueError(f"reference must have width {embeddings.shape[-1]} as embeddings, got {reference.shape[-1]}")
         parts.append(reference)
-    n, views = len(embeddings), embeddings.shape[1] if embeddings.ndim == 3 else 1
-    labels, reference_labels, pair_mask = (_plain(o) for o in (labels, reference_labels, pair_mask))
     dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    images = _image_weights(labels, reference_labels, pair_mask, n, 0 if reference is None else len(reference), dtype)
-    if check_values: _check_weights(labels, reference_labels, pair_mask)
     columns = torch.cat([_plain(x).flatten(0, -2).to(dtype) for x in parts])
-    return columns, _pair_weights(images, views).to(dtype)
+    if check_values: _check_finite(columns.detach(), temperature, normalize)
+    return _unit(columns) if normalize else columns
 
 # %% ../nbs/api/losses.ipynb #83798c25
 def _plain(x):
     "`x` as a plain torch.Tensor where it is of a subclass; anything else as it is"
     return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
+
+# %% ../nbs/api/losses.ipynb #44d3f56f
+def _pairs(embeddings, labels, reference, reference_labels, pair_mask, dtype, check_values):
+    "What `_column_pairs` gives, after checking it"
+    n, views = len(embeddings), embeddings.shape[1] if embeddings.ndim == 3 else 1
+    references = 0 if reference is None else len(reference)
+    labels, reference_labels, pair_mask = (_plain(o) for o in (labels, reference_labels, pair_mask))
+    _check_pairs(labels, reference_labels, pair_mask, n, references)
+    if check_values: _check_weights(labels, reference_labels, pair_mask)
+    images = _column_images(n, views, references, embeddings.device)
+    return _column_pairs(labels, reference_labels, pair_mask, images, dtype)
+
+# %% ../nbs/api/losses.ipynb #c8222558
+def _losses_by(backend, columns, pairs, anchors, reduction, **settings):
+    "Losses of the first `anchors` columns, reduced, by one of the two implementations"
+    def plain(x):
+        with torch.autocast(x.device.type, enabled=False):
+            return _anchor_losses(x, _all_weights(pairs, anchors, x.dtype), **settings)
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    fused = backend == "fused" or backend == "auto" and not traced
+    if fused: return fused_losses(columns, pairs, anchors, plain, reduction=reduction, **settings)
+    losses = plain(columns)
+    return losses if reduction == "none" else getattr(losses, reduction)()
 
 # %% ../nbs/api/losses.ipynb #26e1a408
 class AsymmetricFocalContrastiveLoss(nn.Module):
@@ -209,11 +250,12 @@ class AsymmetricFocalContrastiveLoss(nn.Module):
         normalize=True,  # scale embeddings to length one first
         reduction="mean",  # "mean", "sum" or "none"
         check_values=True,  # look for NaN, inf and bad weights
+        backend="auto",  # "auto", "plain" or "fused"
     ):
         super().__init__()
-        _check_settings(gamma, eta, temperature, averaging, reduction)
+        _check_settings(gamma, eta, temperature, averaging, reduction, backend)
         self.settings = dict(gamma=gamma, eta=eta, temperature=temperature, averaging=averaging, normalize=normalize,
-                             reduction=reduction, check_values=check_values)
+                             reduction=reduction, check_values=check_values, backend=backend)
     def forward(self, embeddings, labels=None, reference=None, reference_labels=None, pair_mask=None):
         return asymmetric_focal_contrastive_loss(embeddings, labels, reference=reference, reference_labels=reference_labels,
                                                  pair_mask=pair_mask, **self.settings)

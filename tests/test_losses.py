@@ -1,4 +1,6 @@
 """Properties of the losses on batches that nobody thought of."""
+from unittest.mock import patch
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,3 +41,43 @@ def test_names_of_classes_do_not_matter_and_a_mask_is_its_labels(batch, kwargs):
     torch.testing.assert_close(loss(x, 100 - 7 * y, **kwargs), value)
     torch.testing.assert_close(loss(x, pair_mask=y[:, None] == y, **kwargs), value)
     torch.testing.assert_close(loss(x, torch.nn.functional.one_hot(y).float(), **kwargs), value)
+
+
+kinds_of_pairs = st.sampled_from(["classes", "soft labels", "mask", "weights"])
+
+
+def make_pairs(kind, y, references, generator):
+    "Labels or mask of a kind, among the images and a reference set, with classes for both drawn alike"
+    columns = len(y) + references
+    if kind == "mask": return dict(pair_mask=torch.rand(len(y), columns, generator=generator) < 0.5)
+    if kind == "weights": return dict(pair_mask=torch.rand(len(y), columns, generator=generator))
+    far = torch.randint(0, 4, (references,), generator=generator)
+    if kind == "soft labels": y, far = (torch.nn.functional.one_hot(o, 4).float() * 0.7 + 0.3 / 4 for o in (y, far))
+    return dict(labels=y, **(dict(reference_labels=far) if references else {}))
+
+
+def losses_and_gradients(x, reference, upstream, kwargs):
+    "Losses and the gradients of embeddings and reference, in float64"
+    x, reference = x.detach().clone().requires_grad_(), reference.detach().clone().requires_grad_()
+    value = loss(x, **(dict(reference=reference) if len(reference) else {}), **kwargs)
+    grads = torch.autograd.grad((value * upstream).sum() if value.ndim else value, (x, reference), allow_unused=True)
+    return [o.double() for o in (value.detach(), *grads) if o is not None]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(batches, settings_of_loss, kinds_of_pairs, st.integers(0, 6), st.integers(1, 40), st.sampled_from(["mean", "sum", "none"]),
+       st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]), st.booleans())
+def test_fused_in_blocks_of_any_size_is_plain(batch, kwargs, kind, references, rows, reduction, dtype, normalize):
+    x, y = make(**batch)
+    generator = torch.Generator().manual_seed(batch["seed"])
+    reference, upstream = torch.randn(references, batch["width"], generator=generator), torch.randn(x.shape[:2], generator=generator)
+    kwargs = dict(kwargs, reduction=reduction, normalize=normalize, **make_pairs(kind, y, references, generator))
+    if not normalize: x, reference = (torch.nn.functional.normalize(o, dim=-1) for o in (x, reference))
+    x, reference = x.to(dtype), reference.to(dtype)
+    exact = losses_and_gradients(x.double(), reference.double(), upstream, dict(kwargs, backend="plain"))
+    with patch("asymcl.fused._block_rows", lambda columns: rows):
+        fused = losses_and_gradients(x, reference, upstream, dict(kwargs, backend="fused"))
+    value, digits = {torch.float64: (1e-8, 1e-8), torch.float32: (1e-4, 1e-3)}.get(dtype, (1e-4, 2e-2))
+    for i, (a, b) in enumerate(zip(fused, exact, strict=True)):
+        scale = (1 + kwargs["eta"]) / kwargs["temperature"] if i else 1 + kwargs["eta"]
+        assert (a - b).abs().max() <= (digits if i else value) * (b.abs().max() + 1e-3 * scale), f"output {i}"

@@ -1,0 +1,145 @@
+"""Time and memory of one forward and backward pass of the losses: fused, plain, pytorch-metric-learning, and AFCL as written down.
+
+    python benchmarks/losses.py
+
+Batches of n unit embeddings of width 128 in float32, one image in ten of the rare class; AFCL with gamma = 2, eta = 120.
+Time: rivals interleaved in one process, median of the rounds, and its ratio to the floor: the two products of n x n x d that any exact
+method needs (scores, and scores' gradient times embeddings), in blocks of 64 rows whose memory is reused, which is the fastest way found.
+Memory: a process of its own for each figure; the high-water mark of its resident set (VmHWM of Linux, reset before the pass) less the
+resident set before the pass. Inputs and their gradient are of n x 128 numbers and the latter is counted.
+Writes results/losses.json and results/losses.png.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import SupConLoss
+
+from asymcl.losses import AFCL, CL
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH = 128
+
+
+def afcl_as_written(z, y, gamma=2., eta=120., temperature=0.07):
+    "AFCL of unit embeddings, equation by equation, for autograd"
+    own = torch.eye(len(z), dtype=torch.bool)
+    p = (z @ z.T / temperature).masked_fill(own, -torch.inf).softmax(1)
+    positive, negative = (y[:, None] == y) & ~own, y[:, None] != y
+    attraction = -(positive * (1 - p) ** gamma * p.masked_fill(own, 1).log()).sum(1) / positive.sum(1)
+    repulsion = -(negative * (1 - p).log()).sum(1) / negative.sum(1)
+    return (attraction + eta * repulsion).mean()
+
+
+METHODS = {
+    "AFCL fused": AFCL(2., 120., backend="fused"),
+    "CL fused": CL(backend="fused"),
+    "AFCL plain": AFCL(2., 120., backend="plain"),
+    "CL plain": CL(backend="plain"),
+    "CL pytorch-metric-learning": SupConLoss(temperature=0.07),
+    "AFCL autograd": afcl_as_written,
+}
+
+
+def batch(n):
+    "n unit embeddings and their labels"
+    torch.manual_seed(0)
+    return F.normalize(torch.randn(n, WIDTH), dim=1), (torch.rand(n) < 0.1).long()
+
+
+def one_pass(name, z, y):
+    "Forward and backward"
+    x = z.detach().requires_grad_()
+    METHODS[name](x, y).backward()
+
+
+def floor(z, rows=64):
+    "The two products, block by block"
+    scores, out = torch.empty(min(rows, len(z)), len(z)), torch.empty(min(rows, len(z)), WIDTH)
+    for block in z.split(rows):
+        torch.mm(block, z.T, out=scores)
+        torch.mm(scores, z, out=out)
+
+
+def times(n, rounds):
+    "Median seconds of each method and of the floor"
+    z, y = batch(n)
+    calls = {"floor": lambda: floor(z), **{name: lambda name=name: one_pass(name, z, y) for name in METHODS}}
+    seconds = {name: [] for name in calls}
+    for i in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i: seconds[name].append(time.perf_counter() - start)  # the first round warms up
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def status(key):
+    "A line of /proc/self/status, in MiB"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def print_peak(name, n):
+    "Run in a process of its own: additional MiB of one pass"
+    one_pass(name, *batch(64))
+    z, y = batch(n)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    one_pass(name, z, y)
+    print(status("VmHWM") - before)
+
+
+def peak(name, n):
+    "Additional MiB of one pass, as printed by `print_peak`"
+    return float(subprocess.check_output([sys.executable, __file__, "--peak", name, str(n)], text=True))
+
+
+def plot(record):
+    "Curves of time and memory over n"
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    styles = dict(zip(METHODS, ["#0072B2 o-", "#56B4E9 s-", "#D55E00 o--", "#E69F00 s--", "#009E73 s:", "#CC79A7 o:"], strict=True))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    sizes = [row["n"] for row in record["rows"]]
+    left.plot(sizes, [1e3*row["seconds"]["floor"] for row in record["rows"]], c="black", lw=1, label="floor: two products")
+    for name, style in styles.items():
+        colour, line = style.split()
+        left.plot(sizes, [1e3*row["seconds"][name] for row in record["rows"]], line, c=colour, label=name)
+        right.plot(sizes, [row["mib"][name] for row in record["rows"]], line, c=colour, label=name)
+    for ax, label in ((left, "milliseconds"), (right, "additional memory, MiB")):
+        ax.set(xscale="log", yscale="log", xlabel="anchors n", ylabel=label, xticks=sizes, xticklabels=sizes)
+        ax.minorticks_off()
+    left.legend(frameon=False, fontsize=8)
+    left.set_title("forward and backward")
+    right.set_title("peak of one pass")
+    fig.savefig(RESULTS / "losses.png", dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 4096, 8192], help="anchors (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds of timing (default: %(default)s)")
+    parser.add_argument("--peak", nargs=2, metavar=("METHOD", "N"), help="print the additional MiB of one pass and end")
+    options = parser.parse_args()
+    if options.peak: return print_peak(options.peak[0], int(options.peak[1]))
+    record = dict(torch=torch.__version__, threads=torch.get_num_threads(), width=WIDTH, rounds=options.rounds, rows=[])
+    print(f"torch {record['torch']}, {record['threads']} threads, d = {WIDTH}, float32; ratio: to the floor")
+    for n in options.sizes:
+        seconds, mib = times(n, options.rounds), {name: peak(name, n) for name in METHODS}
+        record["rows"].append(dict(n=n, seconds=seconds, mib=mib))
+        print(f"\nn = {n}: floor {1e3*seconds['floor']:.2f} ms")
+        for name in METHODS:
+            print(f"  {name:28}{1e3*seconds[name]:10.2f} ms{seconds[name]/seconds['floor']:8.2f} x{mib[name]:10.1f} MiB")
+    (RESULTS / "losses.json").write_text(json.dumps(record, indent=1) + "\n")
+    plot(record)
+
+
+if __name__ == "__main__": main()
