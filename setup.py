@@ -21,6 +21,9 @@ setup(
     keywords=facts["keywords"],
     classifiers=lines("classifiers"),
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("requirements_dev")},
+    extras_require={
+        "distributed": lines("requirements_distributed"),
+        "dev": lines("requirements_dev") + lines("requirements_distributed"),
+    },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["asymcl = asymcl._modidx:d"]},
 )

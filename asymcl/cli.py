@@ -15,14 +15,17 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=Futur
 
 # %% ../nbs/api/cli.ipynb #808b3baa
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
 
 import torch
-from fastai.torch_core import default_device
+from fastai.distributed import teardown_distrib
+from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
+from .distributed import join_ranks
 from .experiment import Settings, check_settings, compare
 from .report import summary_rows, text_table, write_records, write_report
 
@@ -48,8 +51,9 @@ def _seeds(text):
 
 # %% ../nbs/api/cli.ipynb #7b6a984d
 class _Parser(argparse.ArgumentParser):
-    "Errors in one line, exit code 2"
+    "Errors in one line, by the first process, exit code 2"
     def error(self, message): self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+    def exit(self, status=0, message=None): super().exit(status, None if rank_distrib() else message)
 
 # %% ../nbs/api/cli.ipynb #1bbc56e6
 def _data_options(parser, default):
@@ -89,7 +93,8 @@ def _training_options(parser, default):
     add("--lr", type=float, default=default.lr, help="highest learning rate of stage 1 and of CE (default: %(default)s)")
     add("--classifier-lr", type=float, default=default.classifier_lr, help="highest learning rate of stage 2 (default: %(default)s)")
     add("--optimizer", default=default.optimizer, help="adam, or sgd with momentum 0.9 and weight decay 5e-5 (default: %(default)s)")
-    add("--batch-size", type=int, default=default.batch_size, help="images per batch, two views of each (default: %(default)s)")
+    add("--batch-size", type=int, default=default.batch_size,
+        help="images per batch, of all processes together, two views of each (default: %(default)s)")
     add("--seeds", type=_seeds, default=default.seeds, metavar="N", help="how many, or which with commas, as 5,7 or 42, (default: 2)")
     add("--precision", default=default.precision, help="fp32, bf16, or on CUDA fp16 (default: %(default)s)")
     add("--device", metavar="DEVICE", help="cpu, cuda or mps (default: the fastest there is)")
@@ -151,6 +156,23 @@ def _run_all(settings, folder):
         write_records(folder, settings, data, runs)
         yield data, runs
 
+# %% ../nbs/api/cli.ipynb #89dd9a9e
+def _follow(settings):
+    "What every process but the first does: the same runs, without a trace; returns the exit code"
+    try:
+        for _ in compare(settings): pass
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
+        print(f"asymcl-compare, process {rank_distrib()}: error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    teardown_distrib()
+    return 0
+
+# %% ../nbs/api/cli.ipynb #6986dfa2
+def _stop(number, frame):
+    "Handler of SIGTERM: stop as at Ctrl-C, once"
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
 # %% ../nbs/api/cli.ipynb #3a7d9af3
 def _finish(folder, settings, data, runs):
     "Report first, so that nothing that happens to the terminal can cost it; then the table"
@@ -170,13 +192,21 @@ def compare_command(
     try:
         if options.device: _use_device(options.device)
         settings = _settings(options)
+        join_ranks()
+        if rank_distrib(): return _follow(settings)
+        if num_distrib() > 1: signal.signal(signal.SIGTERM, _stop)
         folder = _new_folder(options, settings)
         for so_far in _run_all(settings, folder): done = so_far
+        teardown_distrib()
     except KeyboardInterrupt: ended = (130, "stopped")
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, " ".join(f"error: {e}".split()))
+    if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if done: _finish(folder, settings, *done)
     elif folder and not any(folder.iterdir()): folder.rmdir()
     if not ended: return 0
     no_runs = f" (see {parser.prog} --help)" if ended[0] == 2 else ", no run was done"
     what = f"; the runs that were done are in {folder}" if done else no_runs
     parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")
+
+# %% ../nbs/api/cli.ipynb #7486de50
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(compare_command())

@@ -17,17 +17,19 @@ from functools import partial
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner  # with fit_one_cycle
+from fastai.distributed import rank0_first
 from fastai.losses import CrossEntropyLossFlat
-from fastai.optimizer import SGD, Adam
-from fastai.torch_core import set_seed
+from fastai.optimizer import SGD
+from fastai.torch_core import num_distrib, set_seed
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from .datasets import fashion_mnist
+from .distributed import DistributedMean
 from .losses import ACL, AFCL, CL, FCL
 from .metrics import UnweightedAccuracy, evaluate_predictions
 from .models import classification_head, encode_all, encoder_width, resnet_encoder, small_encoder
-from .two_stage import RandomViews, TwoStageLearner, classifier_loss_function, precision_callbacks
+from .two_stage import AcrossRanks, RandomViews, TwoStageLearner, across_ranks, classifier_loss_function, fused_adam, precision_callbacks
 
 # %% ../nbs/api/experiment.ipynb #976fdb3b
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def make_optimizer(
     settings,  # Settings
 ):  # fastai optimiser function
     "Adam, or the SGD of the published recipe"
-    optimizers = dict(adam=Adam, sgd=partial(SGD, mom=0.9, wd=5e-5))
+    optimizers = dict(adam=fused_adam, sgd=partial(SGD, mom=0.9, wd=5e-5))
     if settings.optimizer not in optimizers:
         raise ValueError(f"optimizer must be one of adam, sgd, got {settings.optimizer!r}")
     return optimizers[settings.optimizer]
@@ -100,8 +102,9 @@ def load_data(
 ):  # ImageData
     "The data that the settings name; the same seed gives every method the same images"
     if settings.data != "fashion_mnist": raise ValueError(f"data must be fashion_mnist, got {settings.data!r}")
-    return fashion_mnist(settings.classes, settings.proportions, settings.source, seed=seed,
-                         long_tail_ratio=settings.long_tail_ratio, train_total=settings.train_total)
+    load = partial(fashion_mnist, settings.classes, settings.proportions, settings.source, seed=seed,
+                   long_tail_ratio=settings.long_tail_ratio, train_total=settings.train_total)
+    return rank0_first(load) if num_distrib() > 1 and settings.source == "download" else load()
 
 # %% ../nbs/api/experiment.ipynb #5b7ee6b6
 @dataclass
@@ -128,8 +131,9 @@ def _train_end_to_end(data, settings, cbs):
     encoder = make_encoder(settings, data.images.shape[1])
     head = classification_head(encoder_width(encoder, dls.valid.one_batch()[0]), len(data.classes))
     learn = Learner(dls, nn.Sequential(encoder, head), loss_func=CrossEntropyLossFlat(), opt_func=make_optimizer(settings),
-                    metrics=UnweightedAccuracy(), cbs=[RandomViews(), *precision_callbacks(settings.precision), *cbs])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(settings.epochs, settings.lr, **_momentum(settings))
+                    metrics=UnweightedAccuracy(),
+                    cbs=[RandomViews(), AcrossRanks(DistributedMean), *precision_callbacks(settings.precision), *cbs])
+    with across_ranks(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(settings.epochs, settings.lr, **_momentum(settings))
     return encoder, head, learn
 
 # %% ../nbs/api/experiment.ipynb #2c7e82dc
@@ -138,8 +142,8 @@ def _train_two_stages(method, data, settings, cbs):
     encoder, loss = make_encoder(settings, data.images.shape[1]), contrastive_loss(method, settings)
     learn = TwoStageLearner(data.dls(settings.batch_size), encoder, loss, classifier_loss=settings.classifier_loss,
                             opt_func=make_optimizer(settings), precision=settings.precision, cbs=cbs)
-    momentum = _momentum(settings)
-    with learn.contrastive.no_bar(), learn.contrastive.no_logging(): learn.fit_contrastive(settings.epochs, settings.lr, **momentum)
+    momentum, stage_1 = _momentum(settings), learn.contrastive
+    with across_ranks(stage_1), stage_1.no_bar(), stage_1.no_logging(): learn.fit_contrastive(settings.epochs, settings.lr, **momentum)
     head = learn.new_classifier()
     with head.no_bar(), head.no_logging(): learn.fit_classifier(settings.classifier_epochs, settings.classifier_lr, **momentum)
     return encoder, head.model, learn.contrastive

@@ -30,7 +30,7 @@ def small_encoder(
     _check_channels(channels)
     widths, strides = [channels, 32, 64, 128, 256], [2, 2, 2, 1]
     blocks = [_block(*wide, stride) for *wide, stride in zip(widths, widths[1:], strides, strict=False)]
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
 
 # %% ../nbs/api/models.ipynb #dcf98a8d
 def _check_channels(channels):
@@ -55,7 +55,7 @@ def resnet_encoder(
         raise ConnectionError(f"the ImageNet weights of {name} could not be fetched ({e}); use weights=None for random ones") from e
     if channels == 1: model.conv1 = _grey(model.conv1)
     model.fc = nn.Identity()
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 # %% ../nbs/api/models.ipynb #cff9e9e0
 def _grey(convolution):

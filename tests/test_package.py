@@ -72,9 +72,11 @@ def test_metadata_is_that_of_settings_and_pyproject(wheel, settings):
 def test_requirements_and_extras(wheel, settings):
     required = email.message_from_string(dist_info(wheel, "METADATA")).get_all("Requires-Dist")
     plain = {parts(r) for r in required if "extra" not in r}
-    dev = {parts(r) for r in required if "extra" in r}
+    extras = {name: {parts(r) for r in required if f"extra == '{name}'" in r.replace('"', "'")} for name in ("distributed", "dev")}
     assert plain == {parts(r) for r in lines(settings["requirements"])}
-    assert dev == {parts(r) for r in lines(settings["requirements_dev"])}
+    assert extras["distributed"] == {parts(r) for r in lines(settings["requirements_distributed"])}
+    assert extras["dev"] == {parts(r) for r in lines(settings["requirements_dev"])} | extras["distributed"]
+    assert len(required) == len(plain) + sum(map(len, extras.values()))
 
 
 def test_version_lives_in_the_package_alone(wheel):
@@ -101,13 +103,15 @@ def test_wheel_holds_modules_sample_and_licences(wheel):
 
 
 def test_losses_import_neither_fastai_nor_torchvision():
-    code = "import sys, asymcl.losses; print(sorted({'fastai', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    heavy = {"fastai", "torchvision", "sklearn", "matplotlib"}
+    code = f"import sys, asymcl.losses, asymcl.distributed; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_lower_parts_never_import_higher_ones():
-    order = ["losses", "imbalance", "metrics", "models", "datasets", "two_stage", "experiment", "plots", "report", "cli"]
+    order = ["fused", "losses", "distributed", "imbalance", "metrics", "models", "datasets", "two_stage", "experiment", "plots", "report",
+             "cli"]
     for rank, name in enumerate(order):
         text = (ROOT / f"asymcl/{name}.py").read_text()
         above = [o for o in order[rank + 1:] if f"asymcl.{o} import" in text or f"from .{o} import" in text]
