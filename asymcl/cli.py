@@ -21,11 +21,10 @@ import time
 from pathlib import Path
 
 import torch
-from fastai.distributed import teardown_distrib
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
-from .distributed import join_ranks
+from .distributed import join_ranks, leave_ranks
 from .experiment import Settings, check_settings, compare
 from .report import summary_rows, text_table, write_records, write_report
 
@@ -156,7 +155,7 @@ def _run_all(settings, folder):
         write_records(folder, settings, data, runs)
         yield data, runs
 
-# %% ../nbs/api/cli.ipynb #89dd9a9e
+# %% ../nbs/api/cli.ipynb #cc7e359d
 def _follow(settings):
     "What every process but the first does: the same runs, without a trace; returns the exit code"
     try:
@@ -164,10 +163,10 @@ def _follow(settings):
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
         print(f"asymcl-compare, process {rank_distrib()}: error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
-    teardown_distrib()
+    leave_ranks()
     return 0
 
-# %% ../nbs/api/cli.ipynb #6986dfa2
+# %% ../nbs/api/cli.ipynb #c3715929
 def _stop(number, frame):
     "Handler of SIGTERM: stop as at Ctrl-C, once"
     signal.signal(number, signal.SIG_IGN)
@@ -197,7 +196,7 @@ def compare_command(
         if num_distrib() > 1: signal.signal(signal.SIGTERM, _stop)
         folder = _new_folder(options, settings)
         for so_far in _run_all(settings, folder): done = so_far
-        teardown_distrib()
+        leave_ranks()
     except KeyboardInterrupt: ended = (130, "stopped")
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, " ".join(f"error: {e}".split()))
     if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -208,5 +207,5 @@ def compare_command(
     what = f"; the runs that were done are in {folder}" if done else no_runs
     parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")
 
-# %% ../nbs/api/cli.ipynb #7486de50
+# %% ../nbs/api/cli.ipynb #492d8f43
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(compare_command())

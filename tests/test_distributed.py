@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, one_hot
 
-from asymcl.distributed import DistributedLoss, DistributedMean, gather_rows, join_ranks
+from asymcl.distributed import DistributedLoss, DistributedMean, gather_rows, join_ranks, leave_ranks
 from asymcl.losses import ACL, AFCL, CL, FCL
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
@@ -69,6 +69,7 @@ def work(rank, world, port, pipe):
     while job := pipe.recv():
         try: pipe.send(job[0](rank, *job[1:]))
         except Exception as e: pipe.send(e)
+    leave_ranks()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -144,7 +145,7 @@ TRAINING = """
     from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
     from torch import nn
     from asymcl.datasets import SharedLoader, TensorLoader
-    from asymcl.distributed import DistributedLoss, gather_rows
+    from asymcl.distributed import DistributedLoss, gather_rows, leave_ranks
     from asymcl.losses import AFCL
     from asymcl.two_stage import GradientCache, TwoStageLearner, across_ranks
 
@@ -179,6 +180,7 @@ TRAINING = """
 
     results = dict(whole=train(), cached=train(cbs=GradientCache(3)), half=train(cbs=GradientCache(3), precision="bf16"), batches=epochs())
     if rank_distrib() == 0: json.dump(results, open(sys.argv[1], "w"))
+    leave_ranks()
 """
 
 
