@@ -8,7 +8,8 @@ Docs: https://asymcl.github.io/asymcl/api/distributed.html.md"""
 __all__ = ['join_ranks', 'world_size', 'leave_ranks', 'gather_rows', 'mean_over_ranks', 'distributed_loss', 'DistributedLoss',
            'DistributedMean', 'embed_in_chunks', 'chunk_next_call']
 
-# %% ../nbs/api/distributed.ipynb #c69dc3b6
+# %% ../nbs/api/distributed.ipynb #bc4f8562
+import gc
 import os
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .losses import AsymmetricFocalContrastiveLoss, asymmetric_focal_contrastive_loss
 
-# %% ../nbs/api/distributed.ipynb #cf339638
+# %% ../nbs/api/distributed.ipynb #f42b6409
 def join_ranks(
     timeout=600,  # seconds, > 0: how long to wait for a silent rank before this one raises an error
 ):
@@ -32,19 +33,20 @@ def join_ranks(
     if on_gpu: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
 
-# %% ../nbs/api/distributed.ipynb #771686d1
+# %% ../nbs/api/distributed.ipynb #b53ffd4b
 def world_size():  # int >= 1
     "Number of ranks of the process group, one where there is none"
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-# %% ../nbs/api/distributed.ipynb #22ca8a0b
+# %% ../nbs/api/distributed.ipynb #9ad43aa5
 def leave_ranks():
-    "Wait for the other ranks and close the process group; alone, do nothing"
+    "Wait for the other ranks and close the process group, which no DDP model may still use; alone, do nothing"
     if world_size() == 1: return
     dist.barrier()
+    gc.collect()  # models in cycles of references
     dist.destroy_process_group()
 
-# %% ../nbs/api/distributed.ipynb #230ee0e1
+# %% ../nbs/api/distributed.ipynb #f1cf1e5b
 class _Gather(torch.autograd.Function):
     "Equally shaped tensors of all ranks, stacked; backward sums the gradient over ranks"
     @staticmethod
@@ -60,7 +62,7 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(gradient)
         return gradient[dist.get_rank()]
 
-# %% ../nbs/api/distributed.ipynb #309010c3
+# %% ../nbs/api/distributed.ipynb #0977680e
 def gather_rows(
     rows,  # tensor (n, ...) of this rank; n may differ between ranks and may be 0, the rest of the shape may not
 ):  # list of tensors, one a rank, in the order of the ranks
@@ -76,7 +78,7 @@ def gather_rows(
     filled = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
     return [part[:n] for part, (n, *_) in zip(_Gather.apply(filled), shapes, strict=True)]
 
-# %% ../nbs/api/distributed.ipynb #5c0eee08
+# %% ../nbs/api/distributed.ipynb #a167a70c
 def mean_over_ranks(
     total,  # scalar tensor: sum over this rank's items
     count,  # how many these are, >= 0
@@ -88,7 +90,7 @@ def mean_over_ranks(
     own = total*world_size()/n
     return own + (mean - own).detach()
 
-# %% ../nbs/api/distributed.ipynb #44e7902b
+# %% ../nbs/api/distributed.ipynb #e5e06426
 def _own_sum(columns, labels, averaging, **settings):
     "Sum of the losses of this rank's anchors, from the lists of all ranks' embeddings and labels"
     rank, images = dist.get_rank() if len(columns) > 1 else 0, sum(map(len, columns))
@@ -102,7 +104,7 @@ def _own_sum(columns, labels, averaging, **settings):
     total = asymmetric_focal_contrastive_loss(own, labels[rank], averaging=averaging, reduction="sum", **others, **settings)
     return total*len(own)/images if averaging == "batch" else total
 
-# %% ../nbs/api/distributed.ipynb #18291b0f
+# %% ../nbs/api/distributed.ipynb #b133c9a1
 def distributed_loss(
     embeddings,  # (n, d) or (n, views, d) of this rank's images, of a floating type; n may differ between ranks and be 0
     labels,  # integers (n,), or soft labels (n, classes)
@@ -123,7 +125,7 @@ def distributed_loss(
     mean = mean_over_ranks(total, embeddings[..., 0].numel())
     return mean if reduction == "mean" else mean*sum(part[..., 0].numel() for part in columns)
 
-# %% ../nbs/api/distributed.ipynb #892c01eb
+# %% ../nbs/api/distributed.ipynb #457e2d8a
 class DistributedLoss(nn.Module):
     "A contrastive loss over the images of all ranks; in a world of one, the loss itself"
     def __init__(self,
@@ -137,7 +139,7 @@ class DistributedLoss(nn.Module):
             raise TypeError(f"across ranks, loss must be one of asymcl.losses (CL, FCL, ACL, AFCL), got {type(self.loss).__name__}")
         return distributed_loss(embeddings, labels, **others, **self.loss.settings)
 
-# %% ../nbs/api/distributed.ipynb #43cbcd33
+# %% ../nbs/api/distributed.ipynb #8c1c2393
 class DistributedMean(nn.Module):
     "A loss that is a mean over images, as cross-entropy is, over the images of all ranks; in a world of one, the loss itself"
     def __init__(self,
@@ -150,7 +152,7 @@ class DistributedMean(nn.Module):
         n = len(targets)
         return mean_over_ranks(self.loss(predictions, targets)*n if n else 0*predictions.sum(), n)
 
-# %% ../nbs/api/distributed.ipynb #7c5cd2cb
+# %% ../nbs/api/distributed.ipynb #ca471bba
 @contextmanager
 def _buffers_kept(model):
     "Whatever happens inside, the model's buffers come out as they went in"
@@ -160,7 +162,7 @@ def _buffers_kept(model):
         with torch.no_grad():
             for buffer, value in zip(model.buffers(), before, strict=True): buffer.copy_(value)
 
-# %% ../nbs/api/distributed.ipynb #8dd1a506
+# %% ../nbs/api/distributed.ipynb #aa19d733
 def embed_in_chunks(
     model,  # nn.Module: images (n, ...) to embeddings (n, d)
     images,  # (n, ...)
@@ -174,7 +176,7 @@ def embed_in_chunks(
     def contexts(): return nullcontext(), _buffers_kept(model)  # of the first pass, of the second
     return torch.cat([checkpoint(forward or model, chunk, use_reentrant=False, context_fn=contexts) for chunk in images.split(size)])
 
-# %% ../nbs/api/distributed.ipynb #ca0b2513
+# %% ../nbs/api/distributed.ipynb #82842a91
 def chunk_next_call(
     model,  # nn.Module: images (n, ...) to embeddings (n, d); the module inside, where DDP wraps one
     size,  # images embedded at a time, >= 1
