@@ -18,6 +18,7 @@ import argparse
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
 from .distributed import join_ranks, leave_ranks
-from .experiment import Settings, check_settings, compare
+from .experiment import Reading, Settings, check_settings, compare
+from .own_images import BadImages
 from .report import summary_rows, text_table, write_records, write_report
 
 # %% ../nbs/api/cli.ipynb #54b2fac6
@@ -39,6 +41,8 @@ def _proportions(text):
 
 # %% ../nbs/api/cli.ipynb #97d090a9
 def _names(text): return tuple(part.strip() for part in text.split(",") if part.strip())
+
+def _gigabytes(text): return int(float(text) * 2**30)
 
 def _classes(text): return text if text == "all" else tuple(int(c) if c.isdigit() else c for c in _names(text))
 
@@ -54,19 +58,38 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
     def exit(self, status=0, message=None): super().exit(status, None if rank_distrib() else message)
 
-# %% ../nbs/api/cli.ipynb #1bbc56e6
+# %% ../nbs/api/cli.ipynb #4eb83b28
 def _data_options(parser, default):
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--data", default=default.data, help="data set: fashion_mnist (default)")
+    add("--data", default=default.data, help="fashion_mnist (default), isic2018, folder (a sub-folder for each class), csv or npz")
     add("--source", default=default.source, metavar="WHERE",
-        help="sample (bundled, default), download, or a folder with the four original IDX files, gzipped or not")
-    add("--classes", type=_classes, default=default.classes, metavar="A,B",
-        help="classes by name or number, frequent one first, or all (default: T-shirt/top,Shirt)")
-    add("--proportions", type=_proportions, metavar="P:Q", help="of the training images, per class (default: 90:10)")
+        help="folder or file of the data; for fashion_mnist also sample (bundled, default) or download")
+    add("--classes", type=_classes, metavar="A,B",
+        help="names, frequent one first, or all (default: T-shirt/top,Shirt; MEL,DF for isic2018; elsewhere all, largest first)")
+    add("--proportions", type=_proportions, metavar="P:Q",
+        help="of the training images, per class (default: 90:10 for fashion_mnist, elsewhere as they are)")
     add("--long-tail", type=float, dest="long_tail_ratio", metavar="RATIO",
         help="instead of proportions: largest to smallest class of an exponential long tail")
     add("--train-total", type=int, metavar="N", help="training images in all (default: as many as the proportions allow)")
+
+# %% ../nbs/api/cli.ipynb #11d53f95
+def _reading_options(parser, default):
+    group = parser.add_argument_group("images in files (isic2018, folder, csv)")
+    add = group.add_argument
+    add("--image-size", type=int, dest="size", default=default.size, metavar="PIXELS", help="of a side (default: %(default)s)")
+    add("--fit", default=default.fit, help="squish, crop or pad images that are not square (default: %(default)s)")
+    add("--on-error", default=default.on_error,
+        help="raise: list all bad files and rows, and stop; skip: leave them out (default: %(default)s)")
+    add("--cache", metavar="FOLDER", help="of the decoded images (default: asymcl/images in the user's cache)")
+    add("--cache-limit", type=_gigabytes, default=default.cache_limit, metavar="GIB", help="that this folder may hold (default: 10)")
+    add("--splits", default=default.splits, help="of isic2018: drawn, official_test or official (default: %(default)s)")
+    add("--group-pattern", metavar="REGEX", help="folder: the (group) in a file's path names what belongs together")
+    add("--path-column", default=default.path_column, metavar="NAME", help="csv: of the paths (default: %(default)s)")
+    add("--label-column", default=default.label_column, metavar="NAME", help="csv: of the classes (default: %(default)s)")
+    add("--group-column", metavar="NAME", help="csv: of patients or the like, whose images share a split")
+    add("--split-column", metavar="NAME", help="csv: of train, valid and test (default: dealt out)")
+    add("--root", metavar="FOLDER", help="csv: that holds the files (default: the folder of the csv)")
 
 # %% ../nbs/api/cli.ipynb #93f97d74
 def _method_options(parser, default):
@@ -95,6 +118,9 @@ def _training_options(parser, default):
     add("--batch-size", type=int, default=default.batch_size,
         help="images per batch, of all processes together, two views of each (default: %(default)s)")
     add("--seeds", type=_seeds, default=default.seeds, metavar="N", help="how many, or which with commas, as 5,7 or 42, (default: 2)")
+    add("--sampler-alpha", type=float, metavar="ALPHA",
+        help="fill batches by class counts to this power: 0 balanced, 1 as they are, with two images of every class at least "
+             "(default: plain shuffling)")
     add("--precision", default=default.precision, help="fp32, bf16, or on CUDA fp16 (default: %(default)s)")
     add("--device", metavar="DEVICE", help="cpu, cuda or mps (default: the fastest there is)")
 
@@ -103,7 +129,9 @@ def _parser():
     parser = _Parser("asymcl-compare", description="Compare cross-entropy and four contrastive losses on images with a rare class. "
                      "Writes a table, pictures and a report; without options, on bundled images in about three minutes.")
     default = Settings()
-    for add_options in (_data_options, _method_options, _training_options): add_options(parser, default)
+    _data_options(parser, default)
+    _reading_options(parser, default.reading)
+    for add_options in (_method_options, _training_options): add_options(parser, default)
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER",
                         help="where the folder of this comparison goes (default: runs)")
@@ -115,8 +143,8 @@ def _settings(options):
     "Settings that the options describe"
     values = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
     if options.proportions and options.long_tail_ratio: raise ValueError("give --proportions or --long-tail, not both")
-    if not options.proportions and not options.long_tail_ratio: values["proportions"] = Settings.proportions
-    settings = Settings(**values)
+    reading = Reading(**{k: v for k, v in vars(options).items() if k in Reading.__dataclass_fields__})
+    settings = Settings(**values, reading=reading)
     check_settings(settings)
     return settings
 
@@ -132,8 +160,9 @@ def _use_device(name):
 def _new_folder(options, settings):
     "Make and return the folder of this comparison"
     shares = settings.proportions
-    shape = "-".join(f"{100*p:g}" for p in shares) if shares else f"tail-{settings.long_tail_ratio:g}"
-    name = options.name or f"{settings.data}-{shape}-{settings.encoder}-{time.strftime('%Y%m%d-%H%M%S')}"
+    shape = [f"tail-{settings.long_tail_ratio:g}"] if settings.long_tail_ratio else []
+    if shares: shape = ["-".join(f"{100*p:g}" for p in shares)]
+    name = options.name or "-".join([settings.data, *shape, settings.encoder, time.strftime("%Y%m%d-%H%M%S")])
     folder = options.out/name
     if folder.exists(): raise ValueError(f"{folder} exists already; give another --name")
     folder.mkdir(parents=True)
@@ -181,6 +210,16 @@ def _finish(folder, settings, data, runs):
     print("\nper cent: mean and half of its 95% t interval over seeds; WA weighted by the training proportions")
     print(f"report: {folder/'report.html'}")
 
+# %% ../nbs/api/cli.ipynb #f67a9955
+def _message(error): return f"error: {error}" if isinstance(error, BadImages) else " ".join(f"error: {error}".split())
+
+@contextmanager
+def _plain_warnings(prog):
+    "Warnings on a line of their own, without the place in the code that they come from"
+    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"{prog}: {message}\n"
+    try: yield
+    finally: warnings.formatwarning = usual
+
 # %% ../nbs/api/cli.ipynb #f32f389f
 def compare_command(
     arguments=None,  # list of text; None: those of the command line
@@ -195,15 +234,16 @@ def compare_command(
         if rank_distrib(): return _follow(settings)
         if num_distrib() > 1: signal.signal(signal.SIGTERM, _stop)
         folder = _new_folder(options, settings)
-        for so_far in _run_all(settings, folder): done = so_far
+        with _plain_warnings(parser.prog):
+            for so_far in _run_all(settings, folder): done = so_far
         leave_ranks()
     except KeyboardInterrupt: ended = (130, "stopped")
-    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, " ".join(f"error: {e}".split()))
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, _message(e))
     if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if done: _finish(folder, settings, *done)
     elif folder and not any(folder.iterdir()): folder.rmdir()
     if not ended: return 0
-    no_runs = f" (see {parser.prog} --help)" if ended[0] == 2 else ", no run was done"
+    no_runs = ", no run was done" if ended[0] == 130 else "" if "\n" in ended[1] else f" (see {parser.prog} --help)"
     what = f"; the runs that were done are in {folder}" if done else no_runs
     parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")
 

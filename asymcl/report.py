@@ -28,7 +28,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from . import __version__
 from .metrics import mean_interval
-from .plots import plot_class_counts, plot_comparison, plot_confusion, plot_curves, plot_embedding_maps
+from .plots import plot_comparison, plot_confusion, plot_curves, plot_embedding_maps
 
 # %% ../nbs/api/report.ipynb #ada180d5
 def _cell(values, scale=100):
@@ -98,11 +98,12 @@ def _plain_json(value):
 
 # %% ../nbs/api/report.ipynb #06e75da9
 def json_text(settings, data, runs):
-    "Settings, class counts, versions and all runs without their features"
+    "Settings, rows that were skipped, class counts, versions and all runs without their features"
     packages = "torch", "torchvision", "fastai", "scikit-learn", "numpy"
     versions = dict(asymcl=__version__, python=platform.python_version(), **{p: metadata.version(p) for p in packages})
     left_out = {"features", "feature_labels"}
-    content = dict(settings=asdict(settings), classes=list(data.classes), train_counts=data.counts("train").tolist(),
+    skipped = [] if data.skipped is None else data.skipped.to_dict("records")
+    content = dict(settings=asdict(settings), skipped=skipped, classes=list(data.classes), train_counts=data.counts("train").tolist(),
                    valid_counts=data.counts("valid").tolist(), test_counts=data.counts("test").tolist(), versions=versions,
                    device=str(default_device()), threads=torch.get_num_threads(),
                    runs=[{k: v for k, v in vars(run).items() if k not in left_out} for run in runs])
@@ -132,7 +133,7 @@ def figures(
     maps = {m: f[0] for m, f in by_method(lambda run: (run.features.numpy(), run.feature_labels.numpy())).items()}
     return dict(
         images=data.show(8),
-        class_counts=plot_class_counts({split: data.counts(split).tolist() for split in data.splits}, data.classes),
+        class_counts=data.plot(),
         comparison=plot_comparison([run.record() for run in runs]),
         curves=plot_curves(by_method(lambda run: run.valid_score), "validation unweighted accuracy", "Stage 1"),
         embedding_maps=plot_embedding_maps(maps, data.classes),
@@ -178,6 +179,7 @@ def html_text(settings, data, runs, pictures):
     note = (f"Trained on {len(data.splits['train'])} images ({shares}), judged on {len(data.splits['test'])} test images. "
             f"Per cent, mean over {seeds} seed{'s' if seeds > 1 else ''} ± half of the 95% t interval. WA weighs recalls by the training "
             "proportions, UWA weighs them equally; seconds are of training.")
+    if data.skipped is not None: note += f" {len(data.skipped)} rows of the source were skipped; results.json lists them."
     parts = ["<h2>Results</h2>", f"<p>{html.escape(note)}</p>", _html_table(*summary_rows(runs, data.classes))]
     for name, png in pictures.items():
         title, text = _captions[name]

@@ -27,10 +27,11 @@ from fastcore.foundation import L
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .datasets import SharedLoader, TensorLoader, random_views
+from .datasets import SharedLoader, TensorLoader
 from .distributed import DistributedLoss, chunk_next_call, gather_rows, join_ranks, world_size
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy, evaluate_predictions
 from .models import classification_head, encode, encode_all, encoder_width, projection_head
+from .views import random_views
 
 # %% ../nbs/api/two_stage.ipynb #f981ba10
 class RandomViews(Callback):

@@ -16,7 +16,8 @@ from fastai.torch_core import default_device
 from torch import nn
 from torchvision.models import resnet18
 
-from asymcl.datasets import fashion_mnist, random_views
+from asymcl.datasets import fashion_mnist
+from asymcl.views import random_views
 
 AIM = 20  # images delivered for each image trained on
 

@@ -46,12 +46,13 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from asymcl.datasets import ImageData, fashion_mnist, random_views
+from asymcl.datasets import ImageData, fashion_mnist
 from asymcl.experiment import Settings, contrastive_loss, run_method
 from asymcl.losses import AFCL
 from asymcl.metrics import RocAuc, UnweightedAccuracy, evaluate_predictions
 from asymcl.models import classification_head, encoder_width, projection_head, resnet_encoder, small_encoder
 from asymcl.two_stage import TwoStageLearner
+from asymcl.views import random_views
 
 BATCH = 128
 

@@ -145,6 +145,7 @@ TRAINING = """
     from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
     from torch import nn
     from asymcl.datasets import SharedLoader, TensorLoader
+    from asymcl.imbalance import BalancedSampler
     from asymcl.distributed import DistributedLoss, gather_rows, leave_ranks
     from asymcl.losses import AFCL
     from asymcl.two_stage import GradientCache, TwoStageLearner, across_ranks
@@ -171,14 +172,15 @@ TRAINING = """
         return dict(curve=[list(v) for v in stage_1.recorder.values], names=list(stage_1.model.state_dict()), clean=clean,
                     weights=[p.flatten().tolist() for p in stage_1.model.parameters()], metrics=learn.evaluate("valid"))
 
-    def epochs():
+    def epochs(**kwargs):
         "Two epochs of a shuffling loader, batches put together again; only the order of rank 0 begins with seed 0"
-        loader = TensorLoader(torch.arange(23), bs=5, shuffle=True)
+        loader = TensorLoader(torch.arange(23), bs=5, shuffle=True, **kwargs)
         torch.manual_seed(rank_distrib())
         if num_distrib() > 1: loader = SharedLoader(loader)
         return [[torch.cat(gather_rows(b)).tolist() for b, in loader] for _ in range(2)]
 
-    results = dict(whole=train(), cached=train(cbs=GradientCache(3)), half=train(cbs=GradientCache(3), precision="bf16"), batches=epochs())
+    results = dict(whole=train(), cached=train(cbs=GradientCache(3)), half=train(cbs=GradientCache(3), precision="bf16"), batches=epochs(),
+                   sampled=epochs(drop_last=True, sampler=BalancedSampler([0] * 20 + [1] * 3, 5)))
     if rank_distrib() == 0: json.dump(results, open(sys.argv[1], "w"))
     leave_ranks()
 """
@@ -222,6 +224,13 @@ def test_shared_batches_are_those_of_one_loader(trained):
         assert [[len(b) for b in batches] for batches in epochs] == [[5, 5, 5, 5, 3]]*2
         assert all(sorted(sum(batches, [])) == list(range(23)) for batches in epochs) and epochs[0] != epochs[1]
     assert both[0] == alone[0]
+
+
+def test_sampled_batches_have_every_class_on_two_ranks_as_on_one(trained):
+    alone, both = (results["sampled"] for results in trained)
+    for epochs in (alone, both):
+        for batch in sum(epochs, []): assert len(batch) == 5 and len({i for i in batch if i >= 20}) >= 2
+    assert both[0] == alone[0] and len(both[0]) == 4
 
 
 # A rank that is lost
