@@ -22,8 +22,7 @@ setup(
     classifiers=lines("classifiers"),
     install_requires=lines("requirements"),
     extras_require={
-        "distributed": lines("requirements_distributed"),
-        "dev": lines("requirements_dev") + lines("requirements_distributed"),
+        "dev": lines("requirements_dev"),
     },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["asymcl = asymcl._modidx:d"]},
 )

@@ -15,10 +15,12 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=Futur
 
 # %% ../nbs/api/cli.ipynb #808b3baa
 import argparse
+import re
 import signal
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
 from .distributed import join_ranks, leave_ranks
-from .experiment import Reading, Settings, check_settings, compare
+from .experiment import Reading, Settings, check_settings, compare, resolved
 from .own_images import BadImages
 from .report import summary_rows, text_table, write_records, write_report
 
@@ -42,9 +44,14 @@ def _proportions(text):
 # %% ../nbs/api/cli.ipynb #97d090a9
 def _names(text): return tuple(part.strip() for part in text.split(",") if part.strip())
 
-def _gigabytes(text): return int(float(text) * 2**30)
+def _gigabytes(text):
+    "'2.5' to bytes"
+    try: size = float(text)
+    except ValueError: size = -1
+    if not 0 <= size < 10**9: raise argparse.ArgumentTypeError(f"must be a number of gigabytes >= 0, got {text!r}")
+    return int(size * 2**30)
 
-def _classes(text): return text if text == "all" else tuple(int(c) if c.isdigit() else c for c in _names(text))
+def _classes(text): return text if text == "all" else _names(text)
 
 def _seeds(text):
     "'3' to (0, 1, 2), '5,7' to (5, 7)"
@@ -144,7 +151,9 @@ def _settings(options):
     values = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
     if options.proportions and options.long_tail_ratio: raise ValueError("give --proportions or --long-tail, not both")
     reading = Reading(**{k: v for k, v in vars(options).items() if k in Reading.__dataclass_fields__})
-    settings = Settings(**values, reading=reading)
+    settings = resolved(Settings(**values, reading=reading))
+    if settings.data == "fashion_mnist" and settings.classes != "all":
+        settings = replace(settings, classes=tuple(int(c) if c.isdigit() else c for c in settings.classes))
     check_settings(settings)
     return settings
 
@@ -211,7 +220,12 @@ def _finish(folder, settings, data, runs):
     print(f"report: {folder/'report.html'}")
 
 # %% ../nbs/api/cli.ipynb #f67a9955
-def _message(error): return f"error: {error}" if isinstance(error, BadImages) else " ".join(f"error: {error}".split())
+def _message(parser, error):
+    "An error in the words of the command's options, on one line unless it is a list"
+    text = str(error).replace("on_error='skip'", "--on-error skip").replace("cache=False", "--cache")
+    for option in parser._actions:
+        if "_" in option.dest: text = re.sub(rf"\b{option.dest}\b", option.option_strings[-1], text)
+    return text if isinstance(error, BadImages) or "\n  " in text else " ".join(text.split())
 
 @contextmanager
 def _plain_warnings(prog):
@@ -238,12 +252,13 @@ def compare_command(
             for so_far in _run_all(settings, folder): done = so_far
         leave_ranks()
     except KeyboardInterrupt: ended = (130, "stopped")
-    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, _message(e))
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, f"error: {_message(parser, e)}")
     if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if ended and folder: print()  # after the progress bar
     if done: _finish(folder, settings, *done)
     elif folder and not any(folder.iterdir()): folder.rmdir()
     if not ended: return 0
-    no_runs = ", no run was done" if ended[0] == 130 else "" if "\n" in ended[1] else f" (see {parser.prog} --help)"
+    no_runs = ", no run was done" if ended[0] == 130 else "" if folder else f" (see {parser.prog} --help)"
     what = f"; the runs that were done are in {folder}" if done else no_runs
     parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")
 

@@ -231,8 +231,8 @@ def _histogram(images):
     return torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])])
 
 def _channel_stats(images, rows):
-    "Mean and standard deviation (channels,) float32 of the given rows of uint8 `images`, scaled to 0..1; 1024 images at a time"
-    hist = sum(_histogram(images[some]) for some in rows.split(1024)).double()
+    "Mean and standard deviation (channels,) float32 of the given rows of uint8 `images`, scaled to 0..1; about 16 MB at a time"
+    hist = sum(_histogram(images[some]) for some in rows.split(max(1, 2**24 // images[0].numel()))).double()
     hist, values = hist / hist.sum(1, keepdim=True), torch.arange(256, device=images.device).double() / 255
     mean = hist @ values
     variance = (hist * (values - mean[:, None])**2).sum(1)
@@ -253,6 +253,7 @@ class _Tensors(TensorDataset):
         super().__init__(*tensors)
         self.rows = rows
     def __len__(self): return len(self.tensors[0] if self.rows is None else self.rows)
+    def __getitem__(self, index): return self.pick(index)
     def pick(self, indices):
         rows = indices if self.rows is None else self.rows[indices]
         return tuple(t[rows] for t in self.tensors)
@@ -278,6 +279,7 @@ class TensorLoader(DataLoader):
         sampler=None, # BalancedSampler with the same batch size, which then sets the order; copies by `new` do without
         **kwargs, # of fastai's DataLoader: shuffle, drop_last, after_batch and others
     ):
+        if sampler is not None and sampler.batch_size != bs: raise ValueError(f"bs must be the sampler's, {sampler.batch_size}, got {bs}")
         self.sampler = sampler
         super().__init__(_tensors(dataset), bs=bs, device=default_device() if device is None else device, **kwargs)
 

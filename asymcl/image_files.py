@@ -7,15 +7,19 @@ Docs: https://asymcl.github.io/asymcl/api/image_files.html.md"""
 # %% auto #0
 __all__ = ['ImageFile', 'inside', 'zip_members', 'read_file', 'decode', 'Loaded', 'load_images']
 
-# %% ../nbs/api/image_files.ipynb #cad63ad0
+# %% ../nbs/api/image_files.ipynb #e5749eb5
 import hashlib
 import io
 import json
+import lzma
 import math
 import os
+import re
+import stat
 import sys
 import warnings
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -32,7 +36,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-# %% ../nbs/api/image_files.ipynb #02c28bb8
+# %% ../nbs/api/image_files.ipynb #24358d6c
 class ImageFile(NamedTuple):
     "A file, or a member of a zip archive"
     path: str # of the file, or of the archive
@@ -45,44 +49,54 @@ def inside(
 )->ImageFile:
     "The file of that name below `root`. Raises ValueError, saying what is wrong, for a missing file and one that lies elsewhere."
     path = Path(root, name)
-    if not path.resolve().is_relative_to(Path(root).resolve()):
-        raise ValueError("is a link that leaves the folder" if path.is_symlink() and ".." not in path.parts else "leads out of the folder")
-    if path.is_dir(): raise ValueError("is a folder, not a file")
+    try: within, folder = path.resolve().is_relative_to(Path(root).resolve()), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error: raise ValueError(f"is no path that can be followed ({error})") from error
+    if within and folder: raise ValueError("is a folder, not a file")
+    if not within:
+        linked = path.is_symlink() and ".." not in path.parts
+        raise ValueError("is a link that leaves the folder" if linked else "leads out of the folder")
     if not path.is_file(): raise ValueError("there is no such file")
     return ImageFile(str(path))
 
-# %% ../nbs/api/image_files.ipynb #b9d5a44b
+# %% ../nbs/api/image_files.ipynb #c6be0568
 def zip_members(
     path, # of a zip archive
 )->dict: # file name without folders -> ImageFile
-    "The files in a zip archive, which stays packed. Raises ValueError for a damaged archive and for two members of one name."
+    "The files in a zip archive, but hidden ones; it stays packed. Raises ValueError for a damaged archive and two members of one name."
     try:
         with zipfile.ZipFile(path) as archive: names = [info.filename for info in archive.infolist() if not info.is_dir()]
     except zipfile.BadZipFile as error: raise ValueError(f"{path}: not a zip archive, or a damaged one ({error})") from error
     found = {}
     for name in names:
         short = name.rsplit("/", 1)[-1]
+        if short.startswith("."): continue
         if short in found: raise ValueError(f"{path}: two members are called {short}: {found[short].member} and {name}")
         found[short] = ImageFile(str(path), name)
     return found
 
-# %% ../nbs/api/image_files.ipynb #22759671
+# %% ../nbs/api/image_files.ipynb #340ae791
 _MAX_BYTES = 2**28  # of one image file; large photographs have some tens of millions
 
 @lru_cache(maxsize=8)
 def _archive(path, changed, process): return zipfile.ZipFile(path)
 
+def _contents(file):
+    "The first 256 MiB and one byte of a file or member; ValueError where they cannot be had"
+    try:
+        state = os.stat(file.path)
+        if not stat.S_ISREG(state.st_mode): raise ValueError("is not a file that can be read to its end")
+        archive = file.member and _archive(file.path, state.st_mtime_ns, os.getpid())
+        size = archive.getinfo(file.member).file_size if archive else state.st_size
+        with archive.open(file.member) if archive else open(file.path, "rb") as f: return f.read(min(size, _MAX_BYTES) + 1)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, KeyError) as error:  # damaged, encrypted, gone
+        raise ValueError(f"cannot be read ({error})") from error
+
+# %% ../nbs/api/image_files.ipynb #38a414a7
 def read_file(
     file, # ImageFile
 )->bytes:
-    "The contents of a file or member, 256 MiB at most. Raises ValueError, saying what is wrong, where they cannot be had."
-    try:
-        state = os.stat(file.path)
-        archive = file.member and _archive(file.path, state.st_mtime_ns, os.getpid())
-        size = archive.getinfo(file.member).file_size if archive else state.st_size
-        with archive.open(file.member) if archive else open(file.path, "rb") as f: data = f.read(min(size, _MAX_BYTES) + 1)
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, KeyError) as error:  # encrypted, unknown compression, gone
-        raise ValueError(f"cannot be read ({error})") from error
+    "The contents of a file or member. Raises ValueError, saying what is wrong, where they cannot be had, are empty or beyond 256 MiB."
+    data = _contents(file)
     if not data: raise ValueError("is empty (0 bytes)")
     if len(data) > _MAX_BYTES: raise ValueError(f"is larger than {_MAX_BYTES} bytes")
     return data
@@ -122,14 +136,14 @@ _FITS = dict(squish=lambda image, size: image.resize(size, Image.Resampling.BILI
              crop=partial(ImageOps.fit, method=Image.Resampling.BILINEAR),
              pad=partial(ImageOps.pad, method=Image.Resampling.BILINEAR))
 
-# %% ../nbs/api/image_files.ipynb #a815625f
+# %% ../nbs/api/image_files.ipynb #83b83649
 def decode(
     data, # bytes of one image file
     size=64, # pixels of a side, >= 1
     *,
     channels=3, # 3 (colour) or 1 (greyscale)
     fit="squish", # "squish", "crop" or "pad": what happens to images that are not square
-    max_pixels=_MAX_PIXELS, # of the file; more are refused before they are decoded
+    max_pixels=_MAX_PIXELS, # of the file, up to twice the default; more are refused before they are decoded
 )->tuple: # uint8 array (channels, size, size) and Pillow's name of the mode in the file, such as "RGB" or "CMYK"
     "The pixels of one image file, at one size. Raises ValueError, saying what is wrong, for whatever is not one whole image."
     try:
@@ -137,20 +151,28 @@ def decode(
         mode = image.mode
         if fit == "squish": image.draft(None, (2 * size, 2 * size))
         image = _FITS[fit](_rgb(image), (size, size))
-    except ValueError: raise
+    except (ValueError, MemoryError): raise
     except Exception as error:  # what Pillow's readers raise on damaged data is of every kind
-        raise ValueError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+        text = re.sub(r" <_io.BytesIO object at \w+>", "", str(error)) or type(error).__name__
+        raise ValueError(f"cannot be decoded ({text})") from error
     pixels = np.asarray(image if channels == 3 else image.convert("L"))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]), mode
 
-# %% ../nbs/api/image_files.ipynb #70da921c
+# %% ../nbs/api/image_files.ipynb #f55793a1
 class _Decoding(Dataset):
-    "Pixels, mode and problem (or None) of each file"
+    "Pixels, mode, problem (or None) and digest of each file"
     def __init__(self, files, options): self.files, self.options = files, options
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
-        try: return *decode(read_file(self.files[i]), **self.options), None
-        except ValueError as error: return None, None, str(error)
+        digest = ""
+        try:
+            digest = _sha256(data := _contents(self.files[i]))
+            if not data: raise ValueError("is empty (0 bytes)")
+            if len(data) > _MAX_BYTES: raise ValueError(f"is larger than {_MAX_BYTES} bytes")
+            return *decode(data, **self.options), None, digest
+        except ValueError as error: return None, None, str(error), digest
+
+def _sha256(data): return hashlib.sha256(data).hexdigest()
 
 # %% ../nbs/api/image_files.ipynb #31467bdd
 def _workers(n):
@@ -164,10 +186,10 @@ def _decode_all(files, options, workers):
                         multiprocessing_context="fork" if workers and sys.platform == "linux" else None)
     for batch in progress_bar(loader, leave=False) if len(files) >= 2000 else loader: yield from batch
 
-# %% ../nbs/api/image_files.ipynb #e8397dbb
+# %% ../nbs/api/image_files.ipynb #9c76318e
 def _digest(file):
-    "SHA-256 of a file's contents; empty where it cannot be read"
-    try: return hashlib.sha256(read_file(file)).hexdigest()
+    "SHA-256 of a file's contents; empty text where it cannot be read"
+    try: return _sha256(_contents(file))
     except ValueError: return ""
 
 def _digests(files):
@@ -178,14 +200,15 @@ def _key(digests, options):
     "Name of a cache file"
     return hashlib.sha256(json.dumps([1, PIL.__version__, options, digests], sort_keys=True).encode()).hexdigest()[:32]
 
-# %% ../nbs/api/image_files.ipynb #63105a2a
+# %% ../nbs/api/image_files.ipynb #115d1242
 _MARK = b"asymcl01"
 
-def _write(path, files, options, workers):
-    "Decode `files` into the cache file `path`, which is there whole or not at all"
+def _write(path, files, digests, options, workers):
+    "Decode `files` into the cache file `path`, which is there whole or not at all; OSError for a file that has changed since its digest"
     part, modes, problems = path.with_suffix(".part"), [], {}
     with open(part, "wb") as out:
-        for i, (pixels, mode, problem) in enumerate(_decode_all(files, options, workers)):
+        for i, (pixels, mode, problem, digest) in enumerate(_decode_all(files, options, workers)):
+            if digest != digests[i]: raise OSError(f"{files[i]} has changed, or cannot be read any more, since loading began: load again")
             if problem: problems[i] = problem
             else: out.write(pixels.data)
             modes.append(mode)
@@ -196,9 +219,9 @@ def _write(path, files, options, workers):
         os.fsync(out.fileno())
     os.replace(part, path)
 
-# %% ../nbs/api/image_files.ipynb #bf0ec8fe
-def _map(path):
-    "Images and description of a cache file; None where there is no whole one"
+# %% ../nbs/api/image_files.ipynb #f673f25f
+def _map(path, n, options):
+    "Images and description of the cache file of n files; None where there is no whole one"
     try:
         with open(path, "rb") as file:
             total = file.seek(0, os.SEEK_END)
@@ -208,14 +231,16 @@ def _map(path):
             if end[8:] != _MARK or length > total - 16: return None
             file.seek(total - 16 - length)
             described = json.loads(file.read(length))
-    except (FileNotFoundError, json.JSONDecodeError): return None
-    with suppress(PermissionError): os.utime(path)  # a cache that others may only read
-    pixels = math.prod(described["shape"])
-    if pixels + length + 16 != total: return None
-    images = torch.from_file(str(path), shared=False, size=pixels, dtype=torch.uint8) if pixels else torch.empty(0, dtype=torch.uint8)
-    return images.view(described["shape"]), described
+        shape = [n - len(described["problems"]), options["channels"], options["size"], options["size"]]
+        pixels = math.prod(shape)
+        if (described["shape"], len(described["modes"]), pixels + length + 16) != (shape, n, total): return None
+        images = torch.empty(0, dtype=torch.uint8)
+        if pixels: images = torch.from_file(str(path), shared=False, size=pixels, dtype=torch.uint8)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError): return None  # not there, damaged, or removed this moment
+    with suppress(OSError): os.utime(path)  # not in a cache that others may only read
+    return images.view(shape), described
 
-# %% ../nbs/api/image_files.ipynb #a1d1850e
+# %% ../nbs/api/image_files.ipynb #90ec5f6f
 def _lock(path): return FileLock(path.with_suffix(".lock"))
 
 def _clear_parts(folder):
@@ -225,12 +250,17 @@ def _clear_parts(folder):
             with _lock(part).acquire(timeout=0): part.unlink(missing_ok=True)
         except Timeout: pass  # its writer is alive
 
+def _state(path):
+    "os.stat of a path; None where another process has just removed it"
+    try: return path.stat()
+    except FileNotFoundError: return None
+
 def _make_room(folder, needed, limit):
     "Remove the files that were not used for the longest time, until `needed` bytes more stay within `limit`"
     if needed > limit:
         raise ValueError(f"cache_limit must be at least {needed} bytes for these images, got {limit}: raise it, or ask for a smaller size")
     _clear_parts(folder)
-    files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in folder.glob("*.images"))
+    files = sorted((state.st_mtime_ns, state.st_size, path) for path in folder.glob("*.images") if (state := _state(path)))
     total = sum(size for _, size, _ in files) + needed
     for _, size, path in files:
         if total <= limit: break
@@ -245,30 +275,31 @@ class Loaded(NamedTuple):
     modes: list # for each file Pillow's name of its mode; None where there is a problem
     digests: list # for each file the SHA-256 of its contents; empty where it cannot be read
 
-# %% ../nbs/api/image_files.ipynb #3cc960cb
+# %% ../nbs/api/image_files.ipynb #a48b63dc
 def _cached(folder, files, digests, options, limit, workers):
     "Images and description by way of the cache file in `folder`"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise OSError(f"cache {folder} cannot be made ({error}): give another folder, or cache=False") from error
-    path = folder / f"{_key(digests, options)}.images"
-    if found := _map(path): return found
+    path, whole = folder / f"{_key(digests, options)}.images", partial(_map, n=len(files), options=options)
+    if found := whole(path): return found
     with _lock(path):
-        if found := _map(path): return found
+        if found := whole(path): return found
         _make_room(folder, len(files) * options["channels"] * options["size"]**2, limit)
-        try: _write(path, files, options, workers)
+        try: _write(path, files, digests, options, workers)
         finally: path.with_suffix(".part").unlink(missing_ok=True)
-        return _map(path)
+        return whole(path) or _in_memory(files, options, workers)  # where another process has needed the room at once
 
-# %% ../nbs/api/image_files.ipynb #1150a845
+# %% ../nbs/api/image_files.ipynb #82c0ee46
 def _in_memory(files, options, workers):
     "Images and description, kept nowhere"
     found = list(_decode_all(files, options, workers))
-    images = [torch.from_numpy(pixels) for pixels, _, problem in found if not problem]
+    images = [torch.from_numpy(pixels) for pixels, _, problem, _ in found if not problem]
     shape = (0, options["channels"], options["size"], options["size"])
-    described = dict(modes=[mode for _, mode, _ in found], problems={i: problem for i, (_, _, problem) in enumerate(found) if problem})
+    problems = {i: problem for i, (_, _, problem, _) in enumerate(found) if problem}
+    described = dict(modes=[mode for _, mode, _, _ in found], problems=problems)
     return torch.stack(images) if images else torch.empty(shape, dtype=torch.uint8), described
 
-# %% ../nbs/api/image_files.ipynb #c9312e12
+# %% ../nbs/api/image_files.ipynb #a914ab40
 def load_images(
     files, # list of ImageFile
     size=64, # pixels of a side, 1..4096
@@ -283,18 +314,20 @@ def load_images(
     """Decode image files at one size, or map what was decoded before.
 
     Raises ValueError for values out of range and a cache_limit too small for these images, OSError where the cache cannot be written."""
-    _check_options(size, channels, fit, cache_limit)
-    files, options = list(files), dict(size=size, channels=channels, fit=fit, max_pixels=max_pixels)
+    _check_options(size, channels, fit, max_pixels, cache_limit)
+    files, options = list(files), dict(size=int(size), channels=channels, fit=fit, max_pixels=max_pixels)
     digests = _digests(files)
-    if cache is False: images, described = _in_memory(files, options, workers)
+    if cache is False or "" in digests: images, described = _in_memory(files, options, workers)
     else:
         folder = xdg_cache_home() / "asymcl" / "images" if cache is None else Path(cache).expanduser()
         images, described = _cached(folder, files, digests, options, cache_limit, workers)
     return Loaded(images, {int(i): problem for i, problem in described["problems"].items()}, described["modes"], digests)
 
-# %% ../nbs/api/image_files.ipynb #a3edca98
-def _check_options(size, channels, fit, cache_limit):
-    if not (isinstance(size, int) and 1 <= size <= 4096): raise ValueError(f"size must be a whole number in 1..4096 pixels, got {size!r}")
+# %% ../nbs/api/image_files.ipynb #f64a1808
+def _check_options(size, channels, fit, max_pixels, cache_limit):
+    whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+    if not (whole and 1 <= size <= 4096): raise ValueError(f"size must be a whole number in 1..4096 pixels, got {size!r}")
     if channels not in (1, 3): raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
     if fit not in _FITS: raise ValueError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
+    if not 1 <= max_pixels <= 2 * _MAX_PIXELS: raise ValueError(f"max_pixels must be in 1..{2 * _MAX_PIXELS}, got {max_pixels}")
     if cache_limit < 0: raise ValueError(f"cache_limit must be >= 0 bytes, got {cache_limit}")

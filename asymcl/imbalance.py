@@ -157,11 +157,18 @@ def _group_table(labels, groups):
 def _choose_split(counts, have, quotas, left):
     "The split that a group with `counts` (classes,) goes to; `left`: groups of each class not dealt out, with this one"
     classes = [c for c, n in enumerate(counts) if n]
-    allowed = range(len(quotas))
-    for c in classes:
-        empty = [s for s in range(len(quotas)) if not have[s][c]]
-        if empty and left[c] <= len(empty): allowed = empty
-    return max(allowed, key=lambda s: sum(quotas[s][c] - have[s][c] for c in classes))
+    pressing = [c for c in classes if left[c] <= sum(not own[c] for own in have)]
+    def need(s): return sum(not have[s][c] for c in pressing), sum(quotas[s][c] - have[s][c] for c in classes)
+    return max(range(len(quotas)), key=need)
+
+# %% ../nbs/api/imbalance.ipynb #b9e1c11e
+def _in_turn(table, groups_of, generator):
+    "Each group with its counts, in random order; where groups hold several classes, those with the class of fewest groups first"
+    order = torch.randperm(len(table), generator=generator).tolist()
+    if max(sum(n > 0 for n in counts) for counts in table) > 1:
+        scarcest = [min(k for k, n in zip(groups_of, counts, strict=True) if n) for counts in table]
+        order.sort(key=scarcest.__getitem__)
+    return [(g, table[g]) for g in order]
 
 # %% ../nbs/api/imbalance.ipynb #51dfaf70
 def split_groups(
@@ -172,12 +179,12 @@ def split_groups(
 )->list[torch.Tensor]: # one for each split, ascending int64 indices into `labels`; together every image once
     """Whole groups dealt out at random, each class in the given shares as nearly as groups allow.
 
-    Every split gets each class that has at least as many groups as there are splits (groups of one class assumed).
+    Every split gets each class that has at least as many groups as there are splits, if groups hold one class each; else mostly.
     Raises ValueError for shares that are not positive and for groups and labels of different length."""
     table, members = _group_table(labels, groups)
     quotas = [[float(share) * n for n in table.sum(0).tolist()] for share in _shares(shares)]
     have, left, dealt = [[0] * table.shape[1] for _ in quotas], (table > 0).sum(0).tolist(), [0] * len(table)
-    for g, counts in ((g, table[g].tolist()) for g in torch.randperm(len(table), generator=generator).tolist()):
+    for g, counts in _in_turn(table.tolist(), left, generator):
         dealt[g] = s = _choose_split(counts, have, quotas, left)
         have[s] = [h + n for h, n in zip(have[s], counts, strict=True)]
         left = [k - (n > 0) for k, n in zip(left, counts, strict=True)]
@@ -192,6 +199,7 @@ def chance_of_fewer(
 )->float: # 0..1
     "Probability that a batch of plain shuffling has fewer than `at_least` images of a class (hypergeometric distribution)."
     def log_choose(n, k): return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    if not 0 <= count <= total: raise ValueError(f"count must be in 0..{total}, the images there are, got {count}")
     if not 1 <= batch_size <= total: raise ValueError(f"batch_size must be in 1..{total}, the images there are, got {batch_size}")
     possible = range(max(0, batch_size - total + count), min(at_least, count + 1, batch_size + 1))
     return min(1., sum(math.exp(log_choose(count, j) + log_choose(total - count, batch_size - j) - log_choose(total, batch_size))
@@ -205,9 +213,11 @@ def advice_on_counts(
 )->list[str]: # sentences
     "What the class counts mean for training and for judging, in words."
     train, total, said = [int(n) for n in counts["train"]], int(sum(counts["train"])), []
+    if batch_size > total: said.append(f"batches of {batch_size} are more than the {total} training images: choose at most {total}")
     for name, n in zip(classes, train, strict=True):
         short = chance_of_fewer(n, total, min(batch_size, total))
-        if short > .05: said.append(f"{1000 * n / total:.3g} images of {name} per 1,000: batches of {batch_size} hold fewer than two of "
+        if n < 2: said.append(f"train has {n} image{'s' * (n != 1)} of {name}: no batch can show two, so no sampler helps; find more")
+        elif short > .05: said.append(f"{1000 * n / total:.3g} images of {name} per 1,000: batches of {batch_size} hold fewer than two of "
                                     f"them in {short:.0%} of draws; use the balanced sampler")
     if not said: said.append(f"every class has two images or more in 95% of batches of {batch_size}: plain shuffling will do")
     few = [(split, name, int(n)) for split, c in counts.items() if split != "train" for name, n in zip(classes, c, strict=True) if n < 30]
@@ -262,8 +272,9 @@ class BalancedSampler(Sampler):
     ):
         labels = _label_tensor(labels)
         self.members = [(labels == c).nonzero().flatten() for c in labels.unique()]
-        self.counts, self.batch_size, self.n_batches = list(map(len, self.members)), batch_size, len(labels) // max(1, batch_size)
+        self.counts, self.batch_size = list(map(len, self.members)), batch_size
         _check_sampler(labels.unique().tolist(), self.counts, batch_size, alpha, at_least)
+        self.n_batches = len(labels) // batch_size
         self.quotas = _batch_quotas(self.counts, batch_size, alpha, at_least)
 
     def __len__(self): return self.n_batches
@@ -271,6 +282,7 @@ class BalancedSampler(Sampler):
 # %% ../nbs/api/imbalance.ipynb #cee498d4
 def _check_sampler(classes, counts, batch_size, alpha, at_least):
     n = sum(counts)
+    if type(batch_size) is not int: raise TypeError(f"batch_size must be a whole number, got {batch_size!r}")
     if not 1 <= batch_size <= n: raise ValueError(f"batch_size must be in 1..{n}, the images there are, got {batch_size}")
     if not 0 <= alpha <= 1: raise ValueError(f"alpha must be in 0..1, got {alpha}")
     if at_least < 0: raise ValueError(f"at_least must be >= 0, got {at_least}")

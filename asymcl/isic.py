@@ -7,19 +7,18 @@ Docs: https://asymcl.github.io/asymcl/api/isic.html.md"""
 # %% auto #0
 __all__ = ['ISIC_SPLITS', 'isic2018']
 
-# %% ../nbs/api/isic.ipynb #9e7ab483
-import io
+# %% ../nbs/api/isic.ipynb #bfd6f1d1
 from pathlib import Path
 
 import pandas as pd
 
-# %% ../nbs/api/isic.ipynb #466e6ff9
+# %% ../nbs/api/isic.ipynb #a824f778
 from .datasets import ImageData
 from .image_files import ImageFile, read_file, zip_members
-from .own_images import from_dataframe
+from .own_images import from_dataframe, read_table
 from .synthetic import GROUND_TRUTH, GROUPINGS, INPUT, LESION_CLASSES, NOTICE
 
-# %% ../nbs/api/isic.ipynb #9216df9a
+# %% ../nbs/api/isic.ipynb #9fbf7c00
 def _contents(folder, name):
     "The bytes of a table below `folder`: at its place, at the top, or in an archive of its name; FileNotFoundError where it is not"
     name = Path(name)
@@ -32,10 +31,10 @@ def _contents(folder, name):
 
 def _read_table(folder, name, columns):
     "A table with its lines in the index; ValueError where it has other columns"
-    table = pd.read_csv(io.BytesIO(_contents(folder, name)), dtype=str, keep_default_na=False)
+    table = read_table(_contents(folder, name), Path(name).name)
     if missing := [c for c in columns if c not in table]:
         raise ValueError(f"{Path(name).name} in {folder} must have the columns {', '.join(columns)}; there is no {', '.join(missing)}")
-    return table.set_axis([f"{Path(name).name} line {i + 2}" for i in range(len(table))])
+    return table.set_axis([f"{Path(name).name} {line}" for line in table.index])
 
 # %% ../nbs/api/isic.ipynb #665c47e8
 def _paths(folder, part, images):
@@ -65,7 +64,7 @@ def _lesions(folder, images):
     lesion = dict(zip(table.image, table.lesion_id, strict=True))
     return [lesion.get(image) for image in images]
 
-# %% ../nbs/api/isic.ipynb #edccc0a6
+# %% ../nbs/api/isic.ipynb #ea4def05
 _METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
 
 def _ham10000(folder, metadata):
@@ -74,8 +73,8 @@ def _ham10000(folder, metadata):
     found = {path.stem: str(path.relative_to(folder)) for path in sorted(folder.glob("**/*.jpg"))}
     for archive in sorted(folder.glob("**/*.zip")): found = {Path(name).stem: file for name, file in zip_members(archive).items()} | found
     paths = [found.get(image, f"{image}.jpg") for image in table.image_id]
-    labels = [[dx.upper()] if dx else [] for dx in table.dx]
-    return pd.DataFrame(dict(path=paths, label=labels, lesion=table.lesion_id.replace("", None), split="train"), index=table.index)
+    labels = [[dx.upper()] if isinstance(dx, str) else [] for dx in table.dx]
+    return pd.DataFrame(dict(path=paths, label=labels, lesion=table.lesion_id, split="train"), index=table.index)
 
 # %% ../nbs/api/isic.ipynb #97c20be7
 ISIC_SPLITS = dict(drawn=("Training",), official_test=("Training", "Test"), official=("Training", "Validation", "Test"))

@@ -72,11 +72,10 @@ def test_metadata_is_that_of_settings_and_pyproject(wheel, settings):
 def test_requirements_and_extras(wheel, settings):
     required = email.message_from_string(dist_info(wheel, "METADATA")).get_all("Requires-Dist")
     plain = {parts(r) for r in required if "extra" not in r}
-    extras = {name: {parts(r) for r in required if f"extra == '{name}'" in r.replace('"', "'")} for name in ("distributed", "dev")}
+    dev = {parts(r) for r in required if "extra == 'dev'" in r.replace('"', "'")}
     assert plain == {parts(r) for r in lines(settings["requirements"])}
-    assert extras["distributed"] == {parts(r) for r in lines(settings["requirements_distributed"])}
-    assert extras["dev"] == {parts(r) for r in lines(settings["requirements_dev"])} | extras["distributed"]
-    assert len(required) == len(plain) + sum(map(len, extras.values()))
+    assert dev == {parts(r) for r in lines(settings["requirements_dev"])}
+    assert len(required) == len(plain) + len(dev)
 
 
 def test_version_lives_in_the_package_alone(wheel):
