@@ -16,6 +16,7 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=Futur
 # %% ../nbs/api/cli.ipynb #808b3baa
 import argparse
 import re
+import shutil
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
 from .distributed import join_ranks, leave_ranks
-from .experiment import Reading, Settings, check_settings, compare, resolved
+from .experiment import VARIED, Reading, Settings, check_settings, compare, plan, resolved
 from .own_images import BadImages
 from .report import summary_rows, text_table, write_records, write_report
 
@@ -43,6 +44,13 @@ def _proportions(text):
 
 # %% ../nbs/api/cli.ipynb #97d090a9
 def _names(text): return tuple(part.strip() for part in text.split(",") if part.strip())
+
+def _several(one):
+    "Reader of one value, or of several with commas between, as a tuple"
+    def read(text): return tuple(one(part) for part in _names(text)) or (one(text),)
+    return read
+
+def _alpha(text): return None if text == "none" else float(text)
 
 def _gigabytes(text):
     "'2.5' to bytes"
@@ -74,8 +82,8 @@ def _data_options(parser, default):
         help="folder or file of the data; for fashion_mnist also sample (bundled, default) or download")
     add("--classes", type=_classes, metavar="A,B",
         help="names, frequent one first, or all (default: T-shirt/top,Shirt; MEL,DF for isic2018; elsewhere all, largest first)")
-    add("--proportions", type=_proportions, metavar="P:Q",
-        help="of the training images, per class (default: 90:10 for fashion_mnist, elsewhere as they are)")
+    add("--proportions", type=_several(_proportions), metavar="P:Q",
+        help="of the training images, per class; several: 90:10,98:2 (default: 90:10 for fashion_mnist, elsewhere as they are)")
     add("--long-tail", type=float, dest="long_tail_ratio", metavar="RATIO",
         help="instead of proportions: largest to smallest class of an exponential long tail")
     add("--train-total", type=int, metavar="N", help="training images in all (default: as many as the proportions allow)")
@@ -104,30 +112,32 @@ def _method_options(parser, default):
     add = group.add_argument
     add("--methods", type=_names, default=default.methods, metavar="A,B",
         help="of CE (plain cross-entropy), CL, FCL, ACL, AFCL (default: all five)")
-    add("--gamma", type=float, default=default.gamma, help="focusing exponent of FCL and AFCL (default: %(default)s)")
-    add("--eta", type=float, default=default.eta, help="weight of the negatives' term of ACL and AFCL (default: %(default)s)")
-    add("--temperature", type=float, default=default.temperature, help="divides cosine similarities (default: %(default)s)")
-    add("--averaging", default=default.averaging, help="of pair sums: pairs or batch (default: %(default)s)")
-    add("--classifier-loss", default=default.classifier_loss,
-        help="of stage 2 (CE stays plain): cross_entropy, focal, class_balanced or logit_adjusted (default: %(default)s)")
+    add("--gamma", type=_several(float), default=(default.gamma,), help="focusing exponent of FCL and AFCL (default: 2)")
+    add("--eta", type=_several(float), default=(default.eta,), help="weight of the negatives' term of ACL and AFCL (default: 10)")
+    add("--temperature", type=_several(float), default=(default.temperature,), help="divides cosine similarities (default: 0.07)")
+    add("--averaging", type=_names, default=(default.averaging,), help="of pair sums: pairs or batch (default: pairs)")
+    add("--classifier-loss", type=_names, dest="heads", default=default.heads,
+        help="of the heads of stage 2: cross_entropy, focal, class_weighted, class_balanced, logit_adjusted, ldam "
+             "(default: cross_entropy)")
 
 # %% ../nbs/api/cli.ipynb #4e13e390
 def _training_options(parser, default):
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--encoder", default=default.encoder, help="small, resnet18 or resnet50 (default: %(default)s)")
+    add("--encoder", type=_names, default=(default.encoder,), help="small, resnet18 or resnet50 (default: small)")
     add("--weights", metavar="imagenet", help="start a ResNet from ImageNet weights, downloaded once (default: random weights)")
     add("--epochs", type=int, default=default.epochs, help="of stage 1, and of CE (default: %(default)s)")
     add("--classifier-epochs", type=int, default=default.classifier_epochs, help="of stage 2 (default: %(default)s)")
-    add("--lr", type=float, default=default.lr, help="highest learning rate of stage 1 and of CE (default: %(default)s)")
+    add("--lr", type=_several(float), default=(default.lr,), help="highest learning rate of stage 1 and of CE (default: 0.003)")
     add("--classifier-lr", type=float, default=default.classifier_lr, help="highest learning rate of stage 2 (default: %(default)s)")
-    add("--optimizer", default=default.optimizer, help="adam, or sgd with momentum 0.9 and weight decay 5e-5 (default: %(default)s)")
+    add("--optimizer", type=_names, default=(default.optimizer,),
+        help="adam, or sgd with momentum 0.9 and weight decay 5e-5 (default: adam)")
     add("--batch-size", type=int, default=default.batch_size,
         help="images per batch, of all processes together, two views of each (default: %(default)s)")
     add("--seeds", type=_seeds, default=default.seeds, metavar="N", help="how many, or which with commas, as 5,7 or 42, (default: 2)")
-    add("--sampler-alpha", type=float, metavar="ALPHA",
+    add("--sampler-alpha", type=_several(_alpha), default=(default.sampler_alpha,), metavar="ALPHA",
         help="fill batches by class counts to this power: 0 balanced, 1 as they are, with two images of every class at least "
-             "(default: plain shuffling)")
+             "(default: none, plain shuffling)")
     add("--precision", default=default.precision, help="fp32, bf16, or on CUDA fp16 (default: %(default)s)")
     add("--device", metavar="DEVICE", help="cpu, cuda or mps (default: the fastest there is)")
 
@@ -142,20 +152,24 @@ def _parser():
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER",
                         help="where the folder of this comparison goes (default: runs)")
-    output.add_argument("--name", metavar="NAME", help="of that folder, which must not exist yet (default: data, proportions and time)")
+    output.add_argument("--name", metavar="NAME",
+                        help="of that folder; one that is there already is gone on with (default: data, encoder and time)")
+    output.add_argument("--dry-run", action="store_true", help="only show what would be run, and an estimate of the time")
     return parser
 
 # %% ../nbs/api/cli.ipynb #3daf7a18
 def _settings(options):
-    "Settings that the options describe"
+    "Settings that the options describe, and the grid: what has several values"
     values = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
     if options.proportions and options.long_tail_ratio: raise ValueError("give --proportions or --long-tail, not both")
+    grid = {name: values[name] for name in VARIED if values[name] and len(values[name]) > 1}
+    values |= {name: values[name][0] if values[name] else None for name in VARIED}
     reading = Reading(**{k: v for k, v in vars(options).items() if k in Reading.__dataclass_fields__})
     settings = resolved(Settings(**values, reading=reading))
     if settings.data == "fashion_mnist" and settings.classes != "all":
         settings = replace(settings, classes=tuple(int(c) if c.isdigit() else c for c in settings.classes))
-    check_settings(settings)
-    return settings
+    check_settings(settings, grid)
+    return settings, grid
 
 # %% ../nbs/api/cli.ipynb #4a7406d5
 def _use_device(name):
@@ -165,22 +179,21 @@ def _use_device(name):
     if not there[name]: raise ValueError(f"device {name} is not available on this machine")
     default_device(name != "cpu")
 
-# %% ../nbs/api/cli.ipynb #39bc763f
-def _new_folder(options, settings):
-    "Make and return the folder of this comparison"
-    shares = settings.proportions
+# %% ../nbs/api/cli.ipynb #4d80b09d
+def _folder(options, settings):
+    "The folder of this comparison, new or to go on with"
     shape = [f"tail-{settings.long_tail_ratio:g}"] if settings.long_tail_ratio else []
-    if shares: shape = ["-".join(f"{100*p:g}" for p in shares)]
+    if settings.proportions: shape = ["-".join(f"{100*p:g}" for p in settings.proportions)]
     name = options.name or "-".join([settings.data, *shape, settings.encoder, time.strftime("%Y%m%d-%H%M%S")])
     folder = options.out/name
-    if folder.exists(): raise ValueError(f"{folder} exists already; give another --name")
-    folder.mkdir(parents=True)
+    if folder.exists() and not (folder/"records").is_dir():
+        raise ValueError(f"{folder} exists already and is no comparison; give another --name")
     return folder
 
-# %% ../nbs/api/cli.ipynb #7b3182c5
-def _run_all(settings, folder):
+# %% ../nbs/api/cli.ipynb #69d10e62
+def _run_all(settings, grid, folder):
     "Run the comparison with a progress bar; yields data and the list of runs after every run, whose records are then written"
-    bar = progress_bar(range(len(settings.methods)*len(settings.seeds)*settings.epochs))
+    bar = progress_bar(range(sum(job.epochs for job in check_settings(settings, grid))))
     runs, done = [], 0
     def on_epoch(method, seed, epoch, score):
         nonlocal done
@@ -188,16 +201,26 @@ def _run_all(settings, folder):
         bar.comment = f"{method}, seed {seed}, epoch {epoch}: validation UWA {score:.3f}"
         bar.update(done)
     bar.update(0)
-    for data, run in compare(settings, on_epoch):
+    for data, run in compare(settings, on_epoch, grid, folder/"records"):
         runs.append(run)
+        done = max(done, len(runs)//len(settings.heads)*settings.epochs)
         write_records(folder, settings, data, runs)
         yield data, runs
 
+# %% ../nbs/api/cli.ipynb #7ff00109
+def _show_plan(settings, grid, folder):
+    "Print the grid as a table, with an estimate of the time that is left"
+    rows = plan(settings, grid, folder/"records")
+    table = [[row["method"], str(row["jobs"]), str(row["done"]), f"{row['seconds']/60:.1f}"] for row in rows]
+    print(text_table(["method", "jobs", "done", "minutes left"], table))
+    print(f"\n{sum(row['jobs'] for row in rows)} jobs, {sum(row['done'] for row in rows)} of them done, about "
+          f"{sum(row['seconds'] for row in rows)/60:.0f} minutes left for stage 1 on this device, by one timed batch of each kind")
+
 # %% ../nbs/api/cli.ipynb #cc7e359d
-def _follow(settings):
+def _follow(settings, grid, folder):
     "What every process but the first does: the same runs, without a trace; returns the exit code"
     try:
-        for _ in compare(settings): pass
+        for _ in compare(settings, None, grid, folder/"records"): pass
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
         print(f"asymcl-compare, process {rank_distrib()}: error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
@@ -243,20 +266,23 @@ def compare_command(
     options = parser.parse_args(arguments)
     try:
         if options.device: _use_device(options.device)
-        settings = _settings(options)
+        settings, grid = _settings(options)
+        place = _folder(options, settings)
+        if options.dry_run: return _show_plan(settings, grid, place)
         join_ranks()
-        if rank_distrib(): return _follow(settings)
+        if rank_distrib(): return _follow(settings, grid, place)
         if num_distrib() > 1: signal.signal(signal.SIGTERM, _stop)
-        folder = _new_folder(options, settings)
+        (place/"records").mkdir(parents=True, exist_ok=True)
+        folder = place
         with _plain_warnings(parser.prog):
-            for so_far in _run_all(settings, folder): done = so_far
+            for so_far in _run_all(settings, grid, folder): done = so_far
         leave_ranks()
     except KeyboardInterrupt: ended = (130, "stopped")
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, f"error: {_message(parser, e)}")
     if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if ended and folder: print()  # after the progress bar
     if done: _finish(folder, settings, *done)
-    elif folder and not any(folder.iterdir()): folder.rmdir()
+    elif folder and not any((folder/"records").glob("*.json")): shutil.rmtree(folder)
     if not ended: return 0
     no_runs = ", no run was done" if ended[0] == 130 else "" if folder else f" (see {parser.prog} --help)"
     what = f"; the runs that were done are in {folder}" if done else no_runs

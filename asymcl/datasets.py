@@ -9,6 +9,8 @@ __all__ = ['read_idx', 'ImageData', 'TensorLoader', 'ImageLoader', 'fashion_mnis
 
 # %% ../nbs/api/datasets.ipynb #3222d285
 import gzip
+import hashlib
+import json
 import math
 import os
 import struct
@@ -237,6 +239,16 @@ def _channel_stats(images, rows):
     mean = hist @ values
     variance = (hist * (values - mean[:, None])**2).sum(1)
     return mean.float(), variance.sqrt().clamp(min=1 / 255).float()
+
+# %% ../nbs/api/datasets.ipynb #fad5e812
+@patch
+def fingerprint(self:ImageData)->str: # 32 hexadecimal digits
+    "Digest (SHA-256, shortened) of classes, splits, and the images and labels in them."
+    digest = hashlib.sha256(json.dumps([self.classes, list(self.images.shape[1:]), {s: len(i) for s, i in self.splits.items()}]).encode())
+    for indices in self.splits.values():
+        for some in indices.split(1024):
+            for part in self.images[some], self.labels[some]: digest.update(part.contiguous().cpu().numpy().data)
+    return digest.hexdigest()[:32]
 
 # %% ../nbs/api/datasets.ipynb #6a249e6e
 @patch

@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/plots.html.md"""
 
 # %% auto #0
 __all__ = ['PALETTE', 'plot_class_counts', 'plot_curves', 'plot_embeddings', 'plot_embedding_maps', 'plot_confusion',
-           'plot_comparison']
+           'plot_comparison', 'plot_grid', 'plot_over']
 
 # %% ../nbs/api/plots.ipynb #e9dfc26b
 from textwrap import fill
@@ -276,4 +276,70 @@ def plot_comparison(
         ax.grid(axis="x", alpha=.3)
     note = _interval_note([v.shape[1] for v in values.values()])
     fig.suptitle(fill(note, 50 * min(3, len(metrics))), fontsize=9)
+    return fig
+
+# %% ../nbs/api/plots.ipynb #96695a74
+def _means(records, metric, x, y):
+    "Values of x and of y in ascending order, and the means of the metric (len(y), len(x)); NaN where there is no record"
+    _not_empty(records, "records")
+    for key in (metric, x, y):
+        shared = sorted(set.intersection(*map(set, records)))
+        if key not in shared: raise ValueError(f"{key!r} is not in every record, choose from {shared}")
+    columns, rows = sorted({r[x] for r in records}), sorted({r[y] for r in records})
+    cells = [[[r[metric] for r in records if (r[x], r[y]) == (c, row)] for c in columns] for row in rows]
+    return columns, rows, np.array([[np.mean(cell) if cell else np.nan for cell in line] for line in cells])
+
+# %% ../nbs/api/plots.ipynb #8281e225
+def plot_grid(
+    records,  # list of dicts with the metric and the two settings, numbers, several per pair (seeds) or none
+    metrics=("unweighted_accuracy", "roc_auc"),  # keys, one panel each
+    x="eta",  # setting on the horizontal axis
+    y="gamma",  # setting on the vertical axis
+) -> plt.Figure:  # the figure
+    """Mean of each metric over seeds for each pair of two settings, as colour and as a number in per cent.
+
+    Raises ValueError for no records and for a key that a record lacks."""
+    _not_empty(metrics, "metrics")
+    columns, rows, _ = _means(records, metrics[0], x, y)
+    fig, axes = _panels(len(metrics), (.75 * len(columns) + 2, .45 * len(rows) + 1.4), columns=2)
+    for ax, metric in zip(axes, metrics, strict=True):
+        means = 100 * _means(records, metric, x, y)[2]
+        image = ax.imshow(means, cmap="cividis", aspect="auto", origin="lower")
+        for (i, j), value in np.ndenumerate(means):
+            middle = np.nanmean([np.nanmin(means), np.nanmax(means)])
+            if np.isnan(value): continue
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
+        ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
+        ax.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
+        ax.set(xlabel=x, ylabel=y, title=_LABELS.get(metric, metric).split(" (")[0])
+        fig.colorbar(image, ax=ax, label="mean (%)")
+    return fig
+
+# %% ../nbs/api/plots.ipynb #98df04c5
+def plot_over(
+    records,  # list of dicts with "method", "seed", the setting (a number) and the metrics
+    x,  # name of the setting
+    xlabel,  # what it is, with its unit
+    metrics=("weighted_accuracy", "unweighted_accuracy", "roc_auc"),  # keys, one panel each
+) -> plt.Figure:  # the figure
+    """Mean and 95% Student t interval over seeds of each method against a setting, one panel per metric.
+
+    Raises ValueError for no records or metrics, and for a key that a record lacks."""
+    _not_empty(metrics, "metrics")
+    _not_empty(records, "records")
+    by_method = {m: [r for r in records if r["method"] == m] for m in dict.fromkeys(r["method"] for r in records)}
+    tables = {m: [_means(own, metric, x, "method") for metric in metrics] for m, own in by_method.items()}
+    fig, axes = _panels(len(metrics), (3.4, 3.2), columns=3)
+    for p, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
+        for i, (method, panels) in enumerate(tables.items()):
+            columns, _, (means,) = panels[p]
+            own = [mean_interval([r[metric] for r in by_method[method] if r[x] == c]) for c in columns]
+            reach = [[m - low for m, low, _ in own], [high - m for m, _, high in own]]
+            places = np.arange(len(columns)) + (i - (len(tables) - 1) / 2) * .06
+            ax.errorbar(places, means, yerr=reach, color=_colour(i), marker=_marker(i), linestyle=_LINES[i % len(_LINES)], markersize=5,
+                        capsize=2, label=method)
+        ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
+        ax.set(xlabel=xlabel, ylabel=_LABELS.get(metric, metric))
+        ax.grid(axis="y", alpha=.3)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(tables)), frameon=False)
     return fig

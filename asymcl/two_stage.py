@@ -6,20 +6,18 @@ Docs: https://asymcl.github.io/asymcl/api/two_stage.html.md"""
 
 # %% auto #0
 __all__ = ['RandomViews', 'Precision', 'precision_callbacks', 'AcrossRanks', 'across_ranks', 'GradientCache', 'fused_adam',
-           'TwoStageLearner', 'class_balanced_weights', 'LogitAdjustedCrossEntropy', 'classifier_loss_function']
+           'TwoStageLearner']
 
 # %% ../nbs/api/two_stage.ipynb #63be8e56
 import hashlib
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import Learner  # with fit_one_cycle and lr_find
 from fastai.data.core import DataLoaders
 from fastai.distributed import DistributedTrainer  # and distrib_ctx
-from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastcore.basics import patch
@@ -27,10 +25,11 @@ from fastcore.foundation import L
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .baselines import classifier_loss_function, head_for_loss
 from .datasets import SharedLoader, TensorLoader
 from .distributed import DistributedLoss, chunk_next_call, gather_rows, join_ranks, world_size
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy, evaluate_predictions
-from .models import classification_head, encode, encode_all, encoder_width, projection_head
+from .models import encode, encode_all, encoder_width, projection_head
 from .views import random_views
 
 # %% ../nbs/api/two_stage.ipynb #f981ba10
@@ -136,7 +135,7 @@ class TwoStageLearner:
         encoder,  # nn.Module: images (n, channels, height, width) to features (n, width)
         loss,  # contrastive loss: called with embeddings (n, size) of unit length and labels (n,)
         *,
-        classifier_loss="cross_entropy",  # "cross_entropy", "focal", "class_balanced", "logit_adjusted", or a loss function
+        classifier_loss="cross_entropy",  # name in `asymcl.baselines`, such as "focal" or "logit_adjusted", or a loss function
         make_views=random_views,  # the augmentation of stage 1
         embedding_size=128,  # dimensions of the projection
         opt_func=fused_adam,  # fastai optimiser of both stages
@@ -180,49 +179,6 @@ def loader(self: TwoStageLearner,
     if split not in names: raise ValueError(f"split must be one of {', '.join(names)} or a DataLoader, got {split!r}")
     return self.dls.valid.new(self.dls[names.index(split)].dataset, shuffle=False, drop_last=False)
 
-# %% ../nbs/api/two_stage.ipynb #7174980e
-def class_balanced_weights(
-    counts,  # images per class (classes,), each >= 1
-    beta=0.999,  # in [0, 1); 0 weighs all classes alike, towards 1 by inverse frequency
-):  # float tensor (classes,) with mean one
-    "Inverse effective numbers of Cui et al. (2019, equation 4), scaled to a mean of one"
-    counts = torch.as_tensor(counts).double()
-    if not 0 <= beta < 1: raise ValueError(f"beta must lie in [0, 1), got {beta}")
-    if (counts < 1).any(): raise ValueError(f"counts must be at least 1 for every class, got {counts.tolist()}")
-    weights = (1 - beta)/(1 - beta**counts)
-    return (weights/weights.mean()).float()
-
-# %% ../nbs/api/two_stage.ipynb #820acdf9
-class LogitAdjustedCrossEntropy(nn.Module):
-    "Cross-entropy of logits plus log class proportions (Menon et al. 2021, equation 10 with tau = 1)"
-    def __init__(self,
-        counts,  # images per class (classes,), each >= 1
-    ):
-        super().__init__()
-        counts = torch.as_tensor(counts).float()
-        if (counts < 1).any(): raise ValueError(f"counts must be at least 1 for every class, got {counts.tolist()}")
-        self.register_buffer("log_proportions", (counts/counts.sum()).log())
-    def forward(self, logits, targets): return F.cross_entropy(logits + self.log_proportions, targets)
-
-# %% ../nbs/api/two_stage.ipynb #22338c2b
-_classifier_losses = dict(
-    cross_entropy=lambda counts: CrossEntropyLossFlat(),
-    focal=lambda counts: FocalLossFlat(gamma=2.),
-    class_balanced=lambda counts: CrossEntropyLossFlat(weight=class_balanced_weights(counts)),
-    logit_adjusted=LogitAdjustedCrossEntropy,
-)
-
-# %% ../nbs/api/two_stage.ipynb #fb74428a
-def classifier_loss_function(
-    loss,  # "cross_entropy", "focal", "class_balanced", "logit_adjusted", or a callable, returned as it is
-    counts,  # training images per class (classes,)
-):  # loss function of logits (n, classes) and labels (n,)
-    "Loss of the classification head by name; raises ValueError for an unknown name"
-    if callable(loss): return loss
-    if loss not in _classifier_losses:
-        raise ValueError(f"classifier_loss must be one of {', '.join(_classifier_losses)} or a callable, got {loss!r}")
-    return _classifier_losses[loss](counts)
-
 # %% ../nbs/api/two_stage.ipynb #595ceaba
 @patch
 def new_classifier(self: TwoStageLearner):  # fastai Learner over features, also in `classifier`
@@ -231,7 +187,7 @@ def new_classifier(self: TwoStageLearner):  # fastai Learner over features, also
     counts = y.bincount(minlength=len(self.classes))
     train, valid = TensorLoader((x, y), bs=self.dls.train.bs, shuffle=True), TensorLoader(valid, bs=4096)
     dls = DataLoaders(train, valid, device=x.device)
-    self._classifier = Learner(dls, classification_head(self.width, len(self.classes)), opt_func=self.opt_func,
+    self._classifier = Learner(dls, head_for_loss(self.classifier_loss, self.width, len(self.classes)), opt_func=self.opt_func,
                                loss_func=classifier_loss_function(self.classifier_loss, counts.cpu()),
                                metrics=[UnweightedAccuracy(), RocAuc()])
     self._counts, self._encoder_state = counts.cpu(), self._encoder_digest()
