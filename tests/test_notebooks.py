@@ -1,4 +1,5 @@
 """Every notebook runs through nbdev's own test command, one test a notebook; the report of a failure names the cell."""
+import os
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,8 @@ NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "nbs").rglob(
 def run_notebook(path):
     "Run one notebook by nbdev-test in a process of its own"
     command = Path(sysconfig.get_path("scripts")) / "nbdev-test"
-    return subprocess.run([sys.executable, command, path], cwd=ROOT, capture_output=True, text=True)
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # several run side by side
+    return subprocess.run([sys.executable, command, path], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
