@@ -257,12 +257,24 @@ def _plain_warnings(prog):
     try: yield
     finally: warnings.formatwarning = usual
 
+# %% ../nbs/api/cli.ipynb #3febe8ef
+def _end(parser, folder, settings, done, ended):
+    "Report what was done, and say how it ended: None, or exit code and text"
+    if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if ended and folder: print()  # after the progress bar
+    if done: _finish(folder, settings, *done)
+    elif folder and not any((folder/"records").glob("*.json")): shutil.rmtree(folder)
+    if not ended: return 0
+    no_runs = ", no run was done" if ended[0] == 130 else "" if folder else f" (see {parser.prog} --help)"
+    what = f"; the runs that were done are in {folder}" if done else no_runs
+    parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")
+
 # %% ../nbs/api/cli.ipynb #f32f389f
 def compare_command(
     arguments=None,  # list of text; None: those of the command line
 ):  # exit code
     "Entry point of `asymcl-compare`"
-    parser, folder, done, ended = _parser(), None, None, None
+    parser, folder, settings, done, ended = _parser(), None, None, None, None
     options = parser.parse_args(arguments)
     try:
         if options.device: _use_device(options.device)
@@ -279,14 +291,7 @@ def compare_command(
         leave_ranks()
     except KeyboardInterrupt: ended = (130, "stopped")
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, f"error: {_message(parser, e)}")
-    if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if ended and folder: print()  # after the progress bar
-    if done: _finish(folder, settings, *done)
-    elif folder and not any((folder/"records").glob("*.json")): shutil.rmtree(folder)
-    if not ended: return 0
-    no_runs = ", no run was done" if ended[0] == 130 else "" if folder else f" (see {parser.prog} --help)"
-    what = f"; the runs that were done are in {folder}" if done else no_runs
-    parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")
+    return _end(parser, folder, settings, done, ended)
 
 # %% ../nbs/api/cli.ipynb #492d8f43
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(compare_command())

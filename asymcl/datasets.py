@@ -405,6 +405,7 @@ def loader(self:ImageData,
     tensors = _Tensors(self.images, self.labels, rows=indices)
     return ImageLoader(tensors, *self.channel_stats(), bs=batch_size, shuffle=shuffle, drop_last=drop_last, **kwargs)
 
+# %% ../nbs/api/datasets.ipynb #1eb5aa8a
 @patch
 def dls(self:ImageData,
     batch_size=128, # images of a batch, 1..training images

@@ -323,7 +323,17 @@ def _sub_folders(folder):
     if not found: raise ValueError(f"there is no sub-folder in {folder}: one for each class is expected")
     return found
 
-# %% ../nbs/api/own_images.ipynb #80c29834
+# %% ../nbs/api/own_images.ipynb #31cddd91
+def _class_folders(path, classes):
+    "The folders of classes, and whether they lie in folders of splits"
+    tops = _sub_folders(path)
+    named = [p.name for p in tops if p.name.lower() in _SPLITS]
+    split = len(named) == len(tops)
+    if named and not split and classes is None:
+        raise ValueError(f"sub-folders must all be splits or all be classes, {path} has {', '.join(named)} beside others; name the classes")
+    return [sub for p in tops for sub in _sub_folders(p)] if split else tops, split
+
+# %% ../nbs/api/own_images.ipynb #7243cceb
 def image_folder(
     path, # folder with a sub-folder for each class, or with train, valid and test, which hold those
     *,
@@ -335,12 +345,7 @@ def image_folder(
 
     Raises ValueError where there is no sub-folder, or none of a name in `classes`, FileNotFoundError where there is no folder."""
     path, classes = Path(path).expanduser(), None if classes is None else [str(c) for c in classes]
-    tops = _sub_folders(path)
-    named = [p.name for p in tops if p.name.lower() in _SPLITS]
-    split = len(named) == len(tops)
-    if named and not split and classes is None:
-        raise ValueError(f"sub-folders must all be splits or all be classes, {path} has {', '.join(named)} beside others; name the classes")
-    holders = [sub for p in tops for sub in _sub_folders(p)] if split else tops
+    holders, split = _class_folders(path, classes)
     names = list(dict.fromkeys(p.name for p in holders))
     if unknown := [c for c in classes or () if c not in names]:
         raise ValueError(f"classes must be sub-folders of {path}: {', '.join(names)}; got {', '.join(unknown)}")
@@ -425,7 +430,28 @@ def _warn_of_copies(joined, given):
     shared = table.groupby("group").split.nunique() > 1
     if n := int(shared.sum()): warnings.warn(f"{n} images are in more than one split: what is measured on them says little", stacklevel=4)
 
-# %% ../nbs/api/own_images.ipynb #5a16bd46
+# %% ../nbs/api/own_images.ipynb #0cfa5715
+def _given(splits, n):
+    "Splits as a list of train, valid and test, or of None"
+    if splits is None: return [None] * n
+    given = [_SPLITS.get(str(s).strip().lower()) for s in splits]
+    if len(given) == n and None not in given and "train" in given: return given
+    raise ValueError("splits must be one of train, valid and test for each image, with some of train, got "
+                     f"{sorted(set(map(str, splits)))} for {len(given)}")
+
+def _check_present(codes, names):
+    "ValueError for fewer than two classes, and for a class without images"
+    counts = class_counts(codes, len(names)).tolist()
+    if len(names) < 2 or not min(counts):
+        raise ValueError(f"at least two classes are needed, each with images, got {dict(zip(names, counts, strict=True))}")
+
+def _check_splittable(labels, groups, given):
+    "ValueError for a class that the splits cannot all have"
+    rows = pd.DataFrame(dict(label=labels, group=groups, split=given, problem=None), dtype=object)
+    _mark_small(rows)
+    if bad := rows.problem.dropna().unique().tolist(): raise ValueError(f"images cannot be split: {bad[0].removeprefix('has ')}")
+
+# %% ../nbs/api/own_images.ipynb #a45df82b
 def from_arrays(
     images, # array or tensor (n, height, width), or (n, height, width, channels), or channels first; bytes, or floats in 0..1
     labels, # (n,) or (n, 1) whole numbers, or names
@@ -443,21 +469,13 @@ def from_arrays(
     Raises ValueError and TypeError for shapes, types, labels and splits that do not fit, and for a class with too few groups."""
     images, (codes, names) = _byte_images(images), _codes(labels, classes)
     if len(images) != len(codes): raise ValueError(f"one label for each image: got {len(codes)} for {len(images)}")
-    counts = class_counts(codes, len(names))
-    if len(names) < 2 or not counts.min():
-        raise ValueError(f"at least two classes are needed, each with images, got {dict(zip(names, counts.tolist(), strict=True))}")
+    _check_present(codes, names)
     _check_request(classes, shares, seed)
-    given = [None] * len(codes) if splits is None else [_SPLITS.get(str(s).strip().lower()) for s in splits]
-    if splits is not None and (len(given) != len(codes) or None in given or "train" not in given):
-        raise ValueError("splits must be one of train, valid and test for each image, with some of train, got "
-                         f"{sorted(set(map(str, splits)))} for {len(given)}")
-    groups = _group_codes(groups, len(codes))
+    given, groups = _given(splits, len(codes)), _group_codes(groups, len(codes))
     joined = _equal_images(images, groups)
     if splits is None: groups = joined
     else: _warn_of_copies(joined, given)
-    rows = pd.DataFrame(dict(label=[names[c] for c in codes], group=groups.tolist(), split=given, problem=None), dtype=object)
-    _mark_small(rows)
-    if bad := rows.problem.dropna().unique().tolist(): raise ValueError(f"images cannot be split: {bad[0].removeprefix('has ')}")
+    _check_splittable([names[c] for c in codes], groups.tolist(), given)
     return ImageData(images, codes, tuple(names), _deal(codes, groups, given, shares, seed), name, source, seed, groups)
 
 # %% ../nbs/api/own_images.ipynb #36cff257

@@ -325,8 +325,7 @@ def plot_over(
     """Mean and 95% Student t interval over seeds of each method against a setting, one panel per metric.
 
     Raises ValueError for no records or metrics, and for a key that a record lacks."""
-    _not_empty(metrics, "metrics")
-    _not_empty(records, "records")
+    for name, values in dict(metrics=metrics, records=records).items(): _not_empty(values, name)
     by_method = {m: [r for r in records if r["method"] == m] for m in dict.fromkeys(r["method"] for r in records)}
     tables = {m: [_means(own, metric, x, "method") for metric in metrics] for m, own in by_method.items()}
     fig, axes = _panels(len(metrics), (3.4, 3.2), columns=3)
