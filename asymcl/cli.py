@@ -29,7 +29,7 @@ from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
 from .distributed import join_ranks, leave_ranks
-from .experiment import VARIED, Reading, Settings, check_settings, compare, plan, resolved
+from .experiment import METHODS, VARIED, Reading, Settings, check_settings, compare, plan, resolved
 from .own_images import BadImages
 from .report import summary_rows, text_table, write_records, write_report
 
@@ -111,7 +111,7 @@ def _method_options(parser, default):
     group = parser.add_argument_group("methods")
     add = group.add_argument
     add("--methods", type=_names, default=default.methods, metavar="A,B",
-        help="of CE (plain cross-entropy), CL, FCL, ACL, AFCL (default: all five)")
+        help=f"of {', '.join(METHODS)} (default: CE,CL,FCL,ACL,AFCL)")
     add("--gamma", type=_several(float), default=(default.gamma,), help="focusing exponent of FCL and AFCL (default: 2)")
     add("--eta", type=_several(float), default=(default.eta,), help="weight of the negatives' term of ACL and AFCL (default: 10)")
     add("--temperature", type=_several(float), default=(default.temperature,), help="divides cosine similarities (default: 0.07)")
