@@ -22,7 +22,8 @@ setup(
     classifiers=lines("classifiers"),
     install_requires=lines("requirements"),
     extras_require={
-        "dev": lines("requirements_dev"),
+        "tune": lines("requirements_tune"),
+        "dev": lines("requirements_dev") + lines("requirements_tune"),
     },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["asymcl = asymcl._modidx:d"]},
 )
