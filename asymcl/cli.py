@@ -32,7 +32,7 @@ from .distributed import join_ranks, leave_ranks
 from .experiment import METHODS, VARIED, Reading, Settings, check_settings, compare, plan, resolved, write_atomic
 from .own_images import BadImages
 from .report import png_bytes, summary_rows, text_table, write_records, write_report
-from .tune import SPACE, chosen, confirm, plot_search, search, write_chosen
+from .tune import SPACE, check_fresh, chosen, confirm, plot_search, search, write_chosen
 
 # %% ../nbs/api/cli.ipynb #54b2fac6
 def _proportions(text):
@@ -316,7 +316,7 @@ def _tune(options, folder):
     "Search, confirm and report; returns the settings, data and runs of the confirmation"
     settings, grid = _settings(options)
     if grid: raise ValueError(f"{' and '.join(grid)} must have one value each, with which the search begins")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_fresh(settings.seeds, options.search_seeds)
     def on_trial(method, n, best): print(f"{method}: trial {n} of {options.trials}, best validation UWA {best:.3f}", flush=True)
     trial = replace(settings, seeds=options.search_seeds)
     studies = {method: search(method, trial, folder, options.trials, on_trial) for method in settings.methods}
