@@ -96,7 +96,10 @@ def read_file(
     file, # ImageFile
 )->bytes:
     "The contents of a file or member. Raises ValueError, saying what is wrong, where they cannot be had, are empty or beyond 256 MiB."
-    data = _contents(file)
+    return _checked(_contents(file))
+
+def _checked(data):
+    "`data`, unless it is empty or beyond the bound"
     if not data: raise ValueError("is empty (0 bytes)")
     if len(data) > _MAX_BYTES: raise ValueError(f"is larger than {_MAX_BYTES} bytes")
     return data
@@ -167,9 +170,7 @@ class _Decoding(Dataset):
         digest = ""
         try:
             digest = _sha256(data := _contents(self.files[i]))
-            if not data: raise ValueError("is empty (0 bytes)")
-            if len(data) > _MAX_BYTES: raise ValueError(f"is larger than {_MAX_BYTES} bytes")
-            return *decode(data, **self.options), None, digest
+            return *decode(_checked(data), **self.options), None, digest
         except ValueError as error: return None, None, str(error), digest
 
 def _sha256(data): return hashlib.sha256(data).hexdigest()

@@ -54,26 +54,29 @@ def _mark(rows, where, problem):
 def _good(rows): return rows[rows.problem.isna()]
 
 # %% ../nbs/api/own_images.ipynb #173e5f33
+def _text(value):
+    "Text of an entry, with 5.0 as 5; empty where it is missing"
+    text = "" if value is None or value is pd.NA else str(value).strip()
+    try: number = float(text)
+    except ValueError: return text
+    if math.isnan(number): return ""
+    return str(int(number)) if "." in text and number.is_integer() else text
+
 def _label(value):
     "Name of a class, and None; or None, and what is wrong"
     if isinstance(value, list | tuple):
         if len(value) != 1: return None, f"has {len(value)} classes: {', '.join(value)}" if len(value) else "has no class"
         return value[0], None
-    text = "" if value is None or value is pd.NA else str(value).strip()
-    try: number = float(text)
-    except ValueError: return (text, None) if text else (None, "has no class")
-    if math.isnan(number): return None, "has no class"
-    if not number.is_integer(): return None, f"has the class {text}: names and whole numbers are allowed, a score is no class"
-    return str(int(number)) if "." in text else text, None
+    text = _text(value)
+    if not text: return None, "has no class"
+    try: whole = float(text).is_integer()
+    except ValueError: whole = True
+    return (text, None) if whole else (None, f"has the class {text}: names and whole numbers are allowed, a score is no class")
 
 # %% ../nbs/api/own_images.ipynb #cbdbc4d2
 def _group(value):
     "Text of a group; None where there is none"
-    text = "" if value is None or value is pd.NA else str(value).strip()
-    try: number = float(text)
-    except ValueError: return text or None
-    if math.isnan(number): return None
-    return str(int(number)) if "." in text and number.is_integer() else text
+    return _text(value) or None
 
 # %% ../nbs/api/own_images.ipynb #99f75a85
 _SPLITS = dict(train="train", training="train", valid="valid", val="valid", validation="valid", test="test", testing="test")
@@ -136,8 +139,13 @@ def _mark_classes(rows, classes):
 
 def _class_names(rows, classes):
     "Classes of the good rows, in the order asked for, or the largest first"
-    counts = _good(rows).label.value_counts()
-    return [c for c in (classes or sorted(counts.index, key=lambda c: (-counts[c], c))) if c in counts]
+    labels = _good(rows).label
+    there = set(labels)
+    return [c for c in (classes or _largest_first(labels, there)) if c in there]
+
+def _largest_first(labels, names):
+    counts = labels.value_counts()
+    return sorted(names, key=lambda c: (-counts.get(c, 0), c))
 
 # %% ../nbs/api/own_images.ipynb #75f5776e
 def _load(rows, decoding):
@@ -365,10 +373,6 @@ def _groups(paths, pattern):
     except re.error as error: raise ValueError(f"group_pattern must be a regular expression, got {pattern!r} ({error})") from error
     if compiled.groups < 1: raise ValueError(f"group_pattern must have a (group) in parentheses, got {pattern!r}")
     return [found[1] if (found := re.search(pattern, path)) else None for path in paths]
-
-def _largest_first(labels, names):
-    counts = labels.value_counts()
-    return sorted(names, key=lambda c: (-counts.get(c, 0), c))
 
 # %% ../nbs/api/own_images.ipynb #22d17b53
 def _byte_images(images):
