@@ -29,7 +29,7 @@ from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
 from .distributed import join_ranks, leave_ranks
-from .experiment import METHODS, VARIED, Reading, Settings, check_settings, compare, plan, resolved, write_atomic
+from .experiment import HEADS, METHODS, VARIED, Reading, Settings, check_settings, compare, plan, resolved, write_atomic
 from .own_images import BadImages
 from .report import png_bytes, summary_rows, text_table, write_records, write_report
 from .tune import SPACE, check_fresh, chosen, confirm, plot_search, search, write_chosen
@@ -118,8 +118,7 @@ def _method_options(parser, default):
     add("--temperature", type=_several(float), default=(default.temperature,), help="divides cosine similarities (default: 0.07)")
     add("--averaging", type=_names, default=(default.averaging,), help="of pair sums: pairs or batch (default: pairs)")
     add("--classifier-loss", type=_names, dest="heads", default=default.heads,
-        help="of the heads of stage 2: cross_entropy, focal, class_weighted, class_balanced, logit_adjusted, ldam "
-             "(default: cross_entropy)")
+        help=f"of the heads of stage 2: {', '.join(HEADS)} (default: cross_entropy)")
 
 # %% ../nbs/api/cli.ipynb #4e13e390
 def _training_options(parser, default):

@@ -190,6 +190,7 @@ def proportions(self:ImageData,
     "Share of each class in a split."
     return self.counts(split) / len(self._indices(split))
 
+# %% ../nbs/api/datasets.ipynb #2d749ff5
 @patch
 def group_counts(self:ImageData,
     split, # name of a split

@@ -94,6 +94,7 @@ def _name(path):
     if isinstance(path, ImageFile): return Path(path.member or path.path).name
     return str(path) if isinstance(path, str | os.PathLike) else "(no path)"
 
+# %% ../nbs/api/own_images.ipynb #dd1d4808
 def _rows(table, root, path, label, group, split):
     "Rows of file, name, row, label, group, split and problem, from the named columns of a table"
     files, labels = [_locate(root, p) for p in table[path]], [_label(v) for v in table[label]]
@@ -185,6 +186,7 @@ def _mark_leaks(rows):
     where = rows.index.isin(good.index[(rank < cleanest).fillna(False)])
     _mark(rows, where, "has its group in two splits, which would leak")
 
+# %% ../nbs/api/own_images.ipynb #543c9aa4
 def _mark_small(rows):
     "Note rows of classes that have too few groups for the splits to be dealt out, or no image in a split that is given; until none is left"
     before = rows.problem.notna().sum()
@@ -215,6 +217,13 @@ def _deal(labels, groups, given, shares, seed):
                                  f"try another seed than {seed}, or give the splits")
     return {split: found[split] for split in ("train", "valid", "test")}
 
+# %% ../nbs/api/own_images.ipynb #1ae6c185
+def _check_table(table, columns, source):
+    "Raise ValueError for a column that is not there, or a table without rows"
+    for column in filter(None, columns):
+        if column not in table: raise ValueError(f"there is no column {column!r} in {source}, but {', '.join(map(repr, table.columns))}")
+    if not len(table): raise ValueError(f"there is no row in {source}")
+
 # %% ../nbs/api/own_images.ipynb #1897b699
 def from_dataframe(
     table, # pandas DataFrame, one row an image
@@ -237,9 +246,7 @@ def from_dataframe(
     Raises BadImages, and ValueError for a missing column, an empty table, or fewer than two classes left."""
     if on_error not in ("raise", "skip"): raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
     _check_request(classes, shares, seed)
-    for column in filter(None, (path_column, label_column, group_column, split_column)):
-        if column not in table: raise ValueError(f"there is no column {column!r} in {source}, but {', '.join(map(repr, table.columns))}")
-    if not len(table): raise ValueError(f"there is no row in {source}")
+    _check_table(table, (path_column, label_column, group_column, split_column), source)
     rows = _rows(table, root, path_column, label_column, group_column, split_column)
     return _build(rows, classes, shares, seed, on_error, name, source, decoding)
 

@@ -315,6 +315,13 @@ def plot_grid(
         fig.colorbar(image, ax=ax, label="mean (%)")
     return fig
 
+# %% ../nbs/api/plots.ipynb #d3670b56
+def _draw_over(ax, shift, by_value, means, **style):
+    "A line of means with intervals: scores by value of the setting, at places 0, 1, ... moved by `shift`"
+    own = [mean_interval(scores) for scores in by_value]
+    reach = [[m - low for m, low, _ in own], [high - m for m, _, high in own]]
+    ax.errorbar(np.arange(len(means)) + shift, means, yerr=reach, markersize=5, capsize=2, **style)
+
 # %% ../nbs/api/plots.ipynb #98df04c5
 def plot_over(
     records,  # list of dicts with "method", "seed", the setting (a number) and the metrics
@@ -332,11 +339,9 @@ def plot_over(
     for p, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         for i, (method, panels) in enumerate(tables.items()):
             columns, _, (means,) = panels[p]
-            own = [mean_interval([r[metric] for r in by_method[method] if r[x] == c]) for c in columns]
-            reach = [[m - low for m, low, _ in own], [high - m for m, _, high in own]]
-            places = np.arange(len(columns)) + (i - (len(tables) - 1) / 2) * .06
-            ax.errorbar(places, means, yerr=reach, color=_colour(i), marker=_marker(i), linestyle=_LINES[i % len(_LINES)], markersize=5,
-                        capsize=2, label=method)
+            scores = [[r[metric] for r in by_method[method] if r[x] == c] for c in columns]
+            _draw_over(ax, (i - (len(tables) - 1) / 2) * .06, scores, means, color=_colour(i), marker=_marker(i),
+                       linestyle=_LINES[i % len(_LINES)], label=method)
         ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
         ax.set(xlabel=xlabel, ylabel=_LABELS.get(metric, metric))
         ax.grid(axis="y", alpha=.3)
