@@ -1,4 +1,6 @@
-"""Every notebook runs through nbdev's own test command, one test a notebook; the report of a failure names the cell."""
+"""Every notebook runs through nbdev's own test command, one test a notebook; the report of a failure names the cell.
+
+Tutorials are run by Jupyter too, as their readers will do it."""
 import os
 import subprocess
 import sys
@@ -22,6 +24,14 @@ def run_notebook(path):
 def test_notebook(path):
     done = run_notebook(path)
     assert done.returncode == 0, f"{path} failed:\n{done.stderr[-6000:]}\n{done.stdout[-1000:]}"
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.startswith("nbs/tutorials/")])
+def test_tutorial_in_jupyter(path):
+    command = [sys.executable, "-m", "jupyter", "execute", "--timeout=1200", str(ROOT / path)]
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{path} failed in Jupyter:\n{done.stderr[-6000:]}"
 
 
 def test_a_failing_cell_fails_the_test_and_is_named(tmp_path):

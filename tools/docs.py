@@ -35,6 +35,7 @@ ROOT = TOOLS.parent
 EXPECTED_WARNINGS = (  # keys that nbdev writes for Quarto and smalldocs has no use for
     "unknown key format-links", "format commonmark is not built", ": output-file is not read",
 )
+DOWNLOADS = ("tutorials", "explanations")  # folders whose pages carry their notebook
 KATEX_SCRIPT = """
 const katex = require("katex"), options = {throwOnError: true, strict: "error"};
 const typeset = ([tex, displayMode]) => {
@@ -120,6 +121,11 @@ def localise(text, page, out, base):
     for ident, heading in re.findall(r'<h\d[^>]* data-anchor-id="([^"]+)"[^>]*>(.*?)</h\d>', text):
         if 'class="math' in heading:  # the table of contents has its TeX as plain text
             text = re.sub(rf'( data-scroll-target="#{re.escape(ident)}">)[^<]*', lambda m, heading=heading: m[1] + heading, text)
+    text = text.replace("<pre", '<pre tabindex="0"')  # a box that scrolls must be within reach of the keyboard
+    if page.src.parts[0] in DOWNLOADS:
+        shutil.copy(ROOT/"nbs"/page.src, (out/page.out).with_suffix(".ipynb"))
+        button = f'<a class="btn btn-sm btn-outline-primary" href="{page.src.name}" download>Download this notebook</a>'
+        text = text.replace('<div class="quarto-title-meta"></div></header>', f"{button}</header>", 1)
     if page.out.name == "404.html":  # a host shows it in place of a page at any depth
         text = text.replace("<head>", f'<head>\n<base href="{urlsplit(base).path}">', 1)
     return text
