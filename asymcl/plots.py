@@ -208,7 +208,8 @@ def plot_confusion(
     _not_empty(confusion, "confusion")
     n, many = len(classes), len(classes) > 4
     table = {method: _row_shares(counts, method, n) for method, counts in confusion.items()}
-    side = max(2.6, .55 * n + .9)
+    names = .11 * n * max(map(len, classes)) + 1.2  # inches, names side by side
+    side = .55 * n + .9 if many else min(max(2.6, names), 4.5)
     fig, axes = _panels(len(table), (side, side), columns=max(1, int(11 // side)))
     for ax, (method, (counts, shares)) in zip(axes, table.items(), strict=True):
         image = ax.imshow(shares, vmin=0, vmax=100, cmap="Blues")

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import tomllib
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +27,8 @@ ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"
 FOLDER = urlsplit(ADDRESS).path  # the published site is not at the root of its host, and 404.html relies on that
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+PATIENCE = 120_000  # milliseconds: on a busy machine a page takes long, and that is no fault of it
+playwright.expect.set_options(timeout=PATIENCE)
 
 PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html"))
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -56,7 +59,7 @@ FORMULAS = """() => {
           headings: listed.reduce((sum, target) => sum + count(target.querySelector("h1, h2, h3, h4, h5, h6") || target, ".katex"), 0)};
 }"""
 # Contrast takes most of the time, and axe looks at each element anew. So a formula becomes one piece of text, in its own colour, and each
-# colour of a program stays where it comes first; this leaves a quarter of the elements and all that is to be measured.
+# colour of a program stays where it comes first, with the first line of each block: a tenth of the elements, and all the colours.
 THIN_OUT = """() => {
   document.querySelectorAll(".katex").forEach(formula => formula.replaceChildren(formula.querySelector("annotation")?.textContent ?? ""));
   const seen = new Set();
@@ -65,12 +68,17 @@ THIN_OUT = """() => {
     if (seen.has(colour)) token.replaceWith(token.textContent);
     seen.add(colour);
   }
+  document.querySelectorAll("pre code > span:not(:first-child):not(:has(span))").forEach(line => line.remove());
 }"""
 
 
 class Handler(SimpleHTTPRequestHandler):
     "Serves the site where it will be published, and 404.html for what is not there, as GitHub Pages does"
     protocol_version = "HTTP/1.1"
+
+    def handle(self):
+        "Serve one reader, who may leave before a file has come in full"
+        with suppress(ConnectionError): super().handle()
 
     def translate_path(self, path):
         "The file at an address"
@@ -113,6 +121,7 @@ class Visit:
         scheme, size = VIEWS[view]
         # without transitions, whose colours half-way would be measured
         self.context = browser.new_context(color_scheme=scheme, viewport=size, reduced_motion="reduce")
+        self.context.set_default_timeout(PATIENCE)
         self.page, self.base, self.problems = self.context.new_page(), base, []
         self.page.on("console", lambda message: message.type == "error" and self.problems.append(f"console: {message.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
