@@ -33,7 +33,7 @@ from fastai.distributed import rank0_first
 from fastai.optimizer import SGD
 from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
 from filelock import FileLock, Timeout
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
 # %% ../nbs/api/experiment.ipynb #306cf2e7
@@ -45,7 +45,7 @@ from .datasets import fashion_mnist
 from .distributed import DistributedMean
 from .isic import isic2018
 from .losses import ACL, AFCL, CL, FCL
-from .metrics import UnweightedAccuracy, evaluate_predictions
+from .metrics import UnweightedAccuracy, evaluate_predictions, unweighted_accuracy
 from .models import encode_all, encoder_width, projection_head, resnet_encoder, small_encoder
 from .own_images import from_csv, from_npz, image_folder
 from .two_stage import AcrossRanks, RandomViews, TwoStageLearner, across_ranks, fused_adam, precision_callbacks
@@ -276,7 +276,7 @@ def _train_head(name, data, settings, encoder):
 def _best_tau(head, features, labels):
     "The tau-normalised head, tau in 0, 0.1, ..., 2, of the highest unweighted accuracy on these features"
     heads = [tau_normalized(head, tau/10) for tau in range(21)]
-    return max(heads, key=lambda head: balanced_accuracy_score(labels.cpu(), head(features).argmax(1).cpu()))
+    return max(heads, key=lambda head: unweighted_accuracy(head(features).argmax(1).cpu(), labels.cpu()))
 
 # %% ../nbs/api/experiment.ipynb #cab7e80e
 def run_method(
@@ -437,7 +437,8 @@ def check_settings(settings, grid=None):
         if not low <= value <= high: raise ValueError(f"{name} must be at least {low} and at most {high}, got {value}")
     if not all(0 <= seed < 2**32 for seed in settings.seeds): raise ValueError(f"seeds must lie in 0..2**32-1, got {settings.seeds}")
     if not 0 < settings.classifier_lr < float("inf"): raise ValueError(f"classifier_lr must be > 0, got {settings.classifier_lr}")
-    for head in settings.heads: _one_of("heads", head, HEADS)
+    for head in settings.heads:
+        if head not in HEADS: raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {head!r}")
     _check_data(settings)
     precision_callbacks(settings.precision)
     jobs = expand(settings, grid)
@@ -445,9 +446,6 @@ def check_settings(settings, grid=None):
     return jobs
 
 # %% ../nbs/api/experiment.ipynb #ef33cd76
-def _one_of(name, value, allowed):
-    if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
 def _check_job(job):
     "Raise ValueError for what a grid may vary"
     if job.methods[0] not in END_TO_END: contrastive_loss(job.methods[0], job)

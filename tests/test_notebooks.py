@@ -13,11 +13,15 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 
-def run_notebook(path):
-    "Run one notebook by nbdev-test in a process of its own"
-    command = Path(sysconfig.get_path("scripts")) / "nbdev-test"
+def run(*command):
+    "Run a command by this Python, in a process of its own"
     environment = {"OMP_NUM_THREADS": "1"} | os.environ  # several run side by side
-    return subprocess.run([sys.executable, command, path], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def run_notebook(path):
+    "Run one notebook by nbdev-test"
+    return run(Path(sysconfig.get_path("scripts")) / "nbdev-test", path)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS)
@@ -28,9 +32,7 @@ def test_notebook(path):
 
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.startswith("nbs/tutorials/")])
 def test_tutorial_in_jupyter(path):
-    command = [sys.executable, "-m", "jupyter", "execute", "--timeout=1200", str(ROOT / path)]
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run("-m", "jupyter", "execute", "--timeout=1200", path)
     assert done.returncode == 0, f"{path} failed in Jupyter:\n{done.stderr[-6000:]}"
 
 

@@ -111,7 +111,9 @@ def ship_katex(dist, out):
 
 
 def localise(text, page, out, base):
-    "Point a page's HTML to local files: KaTeX, pages of this site, pictures; and give the table of contents its formulas"
+    """Point a page's HTML to local files: KaTeX, pages of this site, pictures; and give it what smalldocs leaves out.
+
+    That is the formulas of the table of contents, boxes that scroll within reach of the keyboard, a button to download a notebook."""
     up = "../"*(len(page.out.parts) - 1)
     text = re.sub(rf'\s*<script src="{re.escape(layout.KATEX)}[^>]*></script>', "", text)
     text = text.replace(layout.KATEX, f"{up}site_libs/katex").replace(f'href="{base}', f'href="{up or "./"}')
@@ -121,9 +123,8 @@ def localise(text, page, out, base):
     for ident, heading in re.findall(r'<h\d[^>]* data-anchor-id="([^"]+)"[^>]*>(.*?)</h\d>', text):
         if 'class="math' in heading:  # the table of contents has its TeX as plain text
             text = re.sub(rf'( data-scroll-target="#{re.escape(ident)}">)[^<]*', lambda m, heading=heading: m[1] + heading, text)
-    text = text.replace("<pre", '<pre tabindex="0"')  # a box that scrolls must be within reach of the keyboard
+    text = text.replace("<pre", '<pre tabindex="0"')
     if page.src.parts[0] in DOWNLOADS:
-        shutil.copy(ROOT/"nbs"/page.src, (out/page.out).with_suffix(".ipynb"))
         button = f'<a class="btn btn-sm btn-outline-primary" href="{page.src.name}" download>Download this notebook</a>'
         text = text.replace('<div class="quarto-title-meta"></div></header>', f"{button}</header>", 1)
     if page.out.name == "404.html":  # a host shows it in place of a page at any depth
@@ -139,6 +140,8 @@ def finish_site(built, base):
     dist = install_katex()
     problems = typeset(texts, {path: page.src for path, page in pages.items()})
     for path, text in texts.items(): path.write_text(text)
+    for path, page in pages.items():
+        if page.src.parts[0] in DOWNLOADS: shutil.copy(ROOT/"nbs"/page.src, path.with_suffix(".ipynb"))
     ship_katex(dist, out/"site_libs/katex")
     for css in (out/"site_libs/themes").glob("*.css"):
         css.write_text(re.sub(r'@import\s*(?:url\([^)]*\)|"[^"]*"|\'[^\']*\')[^;]*;', "", css.read_text()))
