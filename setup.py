@@ -23,7 +23,8 @@ setup(
     install_requires=lines("requirements"),
     extras_require={
         "tune": lines("requirements_tune"),
-        "dev": lines("requirements_dev") + lines("requirements_tune"),
+        "onnx": lines("requirements_onnx"),
+        "dev": lines("requirements_dev") + lines("requirements_tune") + lines("requirements_onnx"),
     },
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["asymcl = asymcl._modidx:d"]},
 )

@@ -28,8 +28,9 @@ import torch
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
+from .checkpoint import write_atomic
 from .distributed import join_ranks, leave_ranks
-from .experiment import HEADS, METHODS, VARIED, Reading, Settings, check_settings, compare, plan, resolved, write_atomic
+from .experiment import HEADS, METHODS, VARIED, Reading, Settings, check_settings, compare, plan, resolved
 from .own_images import BadImages
 from .report import png_bytes, summary_rows, text_table, write_records, write_report
 from .tune import SPACE, check_fresh, chosen, confirm, plot_search, search, write_chosen
@@ -39,7 +40,7 @@ def _proportions(text):
     "'98:2' to (0.98, 0.02)"
     try: parts = [float(part) for part in text.split(":")]
     except ValueError: parts = []
-    if len(parts) < 2 or not all(0 < part < float("inf") for part in parts):
+    if len(parts) < 2 or not all(0 < part <= sum(parts) < float("inf") and part/sum(parts) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"must be positive numbers with colons between, as 90:10, got {text!r}")
     return tuple(part/sum(parts) for part in parts)
 
@@ -64,7 +65,7 @@ def _classes(text): return text if text == "all" else _names(text)
 
 def _seeds(text):
     "'3' to (0, 1, 2), '5,7' to (5, 7)"
-    if not all(s.isdigit() for s in _names(text)):
+    if not all(s.isdecimal() for s in _names(text)) or "," not in text and (len(text) > 6 or not text.isdecimal()):
         raise argparse.ArgumentTypeError(f"must be a number of seeds, as 3, or a list of seeds, as 5,7, got {text!r}")
     return tuple(map(int, _names(text))) if "," in text else tuple(range(int(text)))
 
@@ -167,7 +168,7 @@ def _settings(options):
     reading = Reading(**{k: v for k, v in vars(options).items() if k in Reading.__dataclass_fields__})
     settings = resolved(Settings(**values, reading=reading))
     if settings.data == "fashion_mnist" and settings.classes != "all":
-        settings = replace(settings, classes=tuple(int(c) if c.isdigit() else c for c in settings.classes))
+        settings = replace(settings, classes=tuple(int(c) if c.isdecimal() else c for c in settings.classes))
     check_settings(settings, grid)
     return settings, grid
 
@@ -245,7 +246,8 @@ def _finish(folder, settings, data, runs):
 # %% ../nbs/api/cli.ipynb #f67a9955
 def _message(parser, error):
     "An error in the words of the command's options, on one line unless it is a list"
-    text = str(error).replace("on_error='skip'", "--on-error skip").replace("cache=False", "--cache")
+    text = re.sub(r"Exception occured in `\w+` when calling event `\w+`:\s*", "", str(error))  # how fastai announces a callback's error
+    text = text.replace("on_error='skip'", "--on-error skip").replace("cache=False", "--cache")
     for option in parser._actions:
         if "_" in option.dest: text = re.sub(rf"\b{option.dest}\b", option.option_strings[-1], text)
     return text if isinstance(error, BadImages) or "\n  " in text else " ".join(text.split())

@@ -6,21 +6,18 @@ Docs: https://asymcl.github.io/asymcl/api/experiment.html.md"""
 
 # %% auto #0
 __all__ = ['END_TO_END', 'METHODS', 'HEADS', 'VARIED', 'Reading', 'DataSettings', 'Settings', 'resolved', 'contrastive_loss',
-           'make_encoder', 'make_optimizer', 'load_data', 'Run', 'run_method', 'expand', 'job_key', 'write_atomic',
-           'plain_json', 'versions', 'as_dict', 'read_record', 'check_settings', 'compare', 'batch_seconds', 'plan']
+           'make_encoder', 'make_optimizer', 'load_data', 'Run', 'run_method', 'expand', 'job_key', 'plain_json',
+           'as_dict', 'read_record', 'check_settings', 'compare', 'batch_seconds', 'plan']
 
 # %% ../nbs/api/experiment.ipynb #7e025e82
 import hashlib
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from itertools import product
 from pathlib import Path
 
@@ -41,8 +38,10 @@ from . import __version__
 from .baselines import (
     BCL, KCL, DeferredReweighting, LearnPrototypes, _classifier_losses, balanced_loader, classifier_loss_function,
     head_for_loss, tau_normalized)
+from .checkpoint import versions, write_atomic
 from .datasets import fashion_mnist
 from .distributed import DistributedMean
+from .guards import StopNonFinite
 from .isic import isic2018
 from .losses import ACL, AFCL, CL, FCL
 from .metrics import UnweightedAccuracy, evaluate_predictions, unweighted_accuracy
@@ -236,9 +235,9 @@ def _train_end_to_end(method, data, settings, cbs):
     encoder = make_encoder(settings, data.images.shape[1])
     head = head_for_loss(name, encoder_width(encoder, dls.valid.one_batch()[0]), len(data.classes))
     late = [DeferredReweighting(counts)] if name == "ldam" else []
-    cbs = [RandomViews(_views(settings)), AcrossRanks(DistributedMean), *precision_callbacks(settings.precision), *late, *cbs]
+    common = [RandomViews(_views(settings)), AcrossRanks(DistributedMean), StopNonFinite(), *precision_callbacks(settings.precision)]
     loss, model = classifier_loss_function(name, counts), nn.Sequential(encoder, head)
-    learn = Learner(dls, model, loss_func=loss, opt_func=make_optimizer(settings), metrics=UnweightedAccuracy(), cbs=cbs)
+    learn = Learner(dls, model, loss_func=loss, opt_func=make_optimizer(settings), metrics=UnweightedAccuracy(), cbs=[*common, *late, *cbs])
     with across_ranks(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(settings.epochs, settings.lr, **_momentum(settings))
     return encoder, learn, head
 
@@ -373,22 +372,6 @@ def job_key(
     described = asdict(job) | dict(source=None, reading=None, data=data.fingerprint(), version=__version__)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:24]
 
-# %% ../nbs/api/experiment.ipynb #f0dac265
-def write_atomic(
-    path,  # of the file
-    content,  # str or bytes
-):
-    "Write a file so that it is there whole or as it was"
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
 # %% ../nbs/api/experiment.ipynb #ca577939
 def plain_json(value):
     "Value with NaN and infinities replaced by None, for standard JSON"
@@ -397,11 +380,6 @@ def plain_json(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 # %% ../nbs/api/experiment.ipynb #33f76a36
-def versions():
-    "Versions of Python and of the packages that results depend on"
-    packages = "torch", "torchvision", "fastai", "scikit-learn", "numpy"
-    return dict(asymcl=__version__, python=platform.python_version(), **{p: metadata.version(p) for p in packages})
-
 def as_dict(run):
     "A Run without its features"
     return {k: v for k, v in vars(run).items() if k not in ("features", "feature_labels")}
@@ -420,10 +398,10 @@ def read_record(
     try:
         content = json.loads(Path(path).read_text())
         runs = [Run(**run) for run in content["runs"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        for run in runs:
+            for metrics in (run.metrics, run.valid_metrics): metrics.update({k: math.nan for k, v in metrics.items() if v is None})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a record of a run ({error}); remove it") from error
-    for run in runs:
-        for metrics in (run.metrics, run.valid_metrics): metrics.update({k: math.nan for k, v in metrics.items() if v is None})
     return content, runs
 
 # %% ../nbs/api/experiment.ipynb #90839d83

@@ -11,7 +11,6 @@ __all__ = ['ImageFile', 'inside', 'zip_members', 'read_file', 'decode', 'Loaded'
 import hashlib
 import io
 import json
-import lzma
 import math
 import os
 import re
@@ -19,7 +18,6 @@ import stat
 import sys
 import warnings
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -65,7 +63,9 @@ def zip_members(
     "The files in a zip archive, but hidden ones; it stays packed. Raises ValueError for a damaged archive and two members of one name."
     try:
         with zipfile.ZipFile(path) as archive: names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    except zipfile.BadZipFile as error: raise ValueError(f"{path}: not a zip archive, or a damaged one ({error})") from error
+    except OSError: raise
+    except Exception as error:  # what zipfile raises on damaged data is of every kind
+        raise ValueError(f"{path}: not a zip archive, or a damaged one ({error})") from error
     found = {}
     for name in names:
         short = name.rsplit("/", 1)[-1]
@@ -88,7 +88,8 @@ def _contents(file):
         archive = file.member and _archive(file.path, state.st_mtime_ns, os.getpid())
         size = archive.getinfo(file.member).file_size if archive else state.st_size
         with archive.open(file.member) if archive else open(file.path, "rb") as f: return f.read(min(size, _MAX_BYTES) + 1)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, KeyError) as error:  # damaged, encrypted, gone
+    except MemoryError: raise
+    except Exception as error:  # gone, encrypted, or damaged, for which zipfile raises errors of every kind
         raise ValueError(f"cannot be read ({error})") from error
 
 # %% ../nbs/api/image_files.ipynb #38a414a7
@@ -139,6 +140,15 @@ _FITS = dict(squish=lambda image, size: image.resize(size, Image.Resampling.BILI
              crop=partial(ImageOps.fit, method=Image.Resampling.BILINEAR),
              pad=partial(ImageOps.pad, method=Image.Resampling.BILINEAR))
 
+# %% ../nbs/api/image_files.ipynb #f64a1808
+def _check_options(size, channels, fit, max_pixels, cache_limit):
+    whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+    if not (whole and 1 <= size <= 4096): raise ValueError(f"size must be a whole number in 1..4096 pixels, got {size!r}")
+    if channels not in (1, 3): raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
+    if fit not in _FITS: raise ValueError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
+    if not 1 <= max_pixels <= 2 * _MAX_PIXELS: raise ValueError(f"max_pixels must be in 1..{2 * _MAX_PIXELS}, got {max_pixels}")
+    if cache_limit < 0: raise ValueError(f"cache_limit must be >= 0 bytes, got {cache_limit}")
+
 # %% ../nbs/api/image_files.ipynb #83b83649
 def decode(
     data, # bytes of one image file
@@ -149,6 +159,7 @@ def decode(
     max_pixels=_MAX_PIXELS, # of the file, up to twice the default; more are refused before they are decoded
 )->tuple: # uint8 array (channels, size, size) and Pillow's name of the mode in the file, such as "RGB" or "CMYK"
     "The pixels of one image file, at one size. Raises ValueError, saying what is wrong, for whatever is not one whole image."
+    _check_options(size, channels, fit, max_pixels, 0)
     try:
         image = _open(data, max_pixels)
         mode = image.mode
@@ -158,7 +169,7 @@ def decode(
     except Exception as error:  # what Pillow's readers raise on damaged data is of every kind
         text = re.sub(r" <_io.BytesIO object at \w+>", "", str(error)) or type(error).__name__
         raise ValueError(f"cannot be decoded ({text})") from error
-    pixels = np.asarray(image if channels == 3 else image.convert("L"))
+    pixels = np.array(image if channels == 3 else image.convert("L"))  # a copy, which may be written to
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]), mode
 
 # %% ../nbs/api/image_files.ipynb #f55793a1
@@ -323,12 +334,3 @@ def load_images(
         folder = xdg_cache_home() / "asymcl" / "images" if cache is None else Path(cache).expanduser()
         images, described = _cached(folder, files, digests, options, cache_limit, workers)
     return Loaded(images, {int(i): problem for i, problem in described["problems"].items()}, described["modes"], digests)
-
-# %% ../nbs/api/image_files.ipynb #f64a1808
-def _check_options(size, channels, fit, max_pixels, cache_limit):
-    whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-    if not (whole and 1 <= size <= 4096): raise ValueError(f"size must be a whole number in 1..4096 pixels, got {size!r}")
-    if channels not in (1, 3): raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
-    if fit not in _FITS: raise ValueError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
-    if not 1 <= max_pixels <= 2 * _MAX_PIXELS: raise ValueError(f"max_pixels must be in 1..{2 * _MAX_PIXELS}, got {max_pixels}")
-    if cache_limit < 0: raise ValueError(f"cache_limit must be >= 0 bytes, got {cache_limit}")

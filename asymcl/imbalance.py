@@ -19,13 +19,15 @@ from torch.utils.data import Sampler
 # %% ../nbs/api/imbalance.ipynb #bb0f744e
 def _label_tensor(labels):
     "`labels` as a CPU int64 tensor (n,), or an error"
-    labels = torch.as_tensor(labels).cpu()
+    try: labels = torch.as_tensor(labels).cpu()
+    except (RuntimeError, TypeError, ValueError) as error: raise TypeError(f"labels must be whole numbers ({error})") from error
     if labels.ndim != 1 or not len(labels):
         raise ValueError(f"labels must be a non-empty vector (n,), got shape {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be whole numbers, got {labels.dtype}: convert them with .long()")
+    labels = labels.long()
     if labels.min() < 0: raise ValueError(f"labels must be >= 0, got {labels.min().item()}")
-    return labels.long()
+    return labels
 
 # %% ../nbs/api/imbalance.ipynb #1a95a54c
 def class_counts(
@@ -37,16 +39,25 @@ def class_counts(
     Raises TypeError for labels that are not whole numbers and ValueError for negative labels, for labels beyond
     `n_classes` and for anything but a non-empty vector."""
     labels = _label_tensor(labels)
+    if n_classes is None and labels.max() >= 2**20: raise ValueError(f"labels must be below 2**20, got {labels.max().item()}")
     if n_classes is not None and labels.max() >= n_classes:
         raise ValueError(f"labels must be in 0..{n_classes-1}, got {labels.max().item()}: n_classes is {n_classes}")
     return torch.bincount(labels, minlength=n_classes or 0)
 
 # %% ../nbs/api/imbalance.ipynb #fe10791c
+def _numbers(values, name):
+    "`values` as whole numbers, or an error that names them"
+    values = list(values)
+    try: found = [int(n) for n in values]
+    except (ValueError, OverflowError) as error: raise ValueError(f"{name} must be whole numbers, got {values}") from error
+    if any(n != m for n, m in zip(found, values, strict=True)): raise ValueError(f"{name} must be whole numbers, got {values}")
+    return found
+
 def imbalance_ratio(
     counts, # (classes,) images of each class, all >= 1
 )->float: # >= 1; 1 for a balanced set
     "Largest class over smallest class. Raises ValueError where a class is empty."
-    counts = [int(n) for n in counts]
+    counts = _numbers(counts, "counts")
     if not counts: raise ValueError("counts must hold at least one class, got none")
     if min(counts) < 1:
         raise ValueError(f"every class must have at least 1 image, got {min(counts)} for class "
@@ -57,6 +68,7 @@ def imbalance_ratio(
 def _shares(proportions):
     "`proportions` divided by their sum, as exact fractions"
     values = [float(p) for p in proportions]
+    if not values: raise ValueError("proportions must be at least one number, got none")
     for p in values:
         if not (math.isfinite(p) and p > 0):
             raise ValueError(f"proportions must be finite and > 0, got {p:g} in {tuple(values)}: leave out a class "
@@ -97,12 +109,13 @@ def proportional_counts(
     The total is the largest whose unrounded shares exist; they are rounded by largest remainder, ties to the
     earlier class. Raises ValueError for a proportion that is not positive and finite, for lengths that
     disagree, for a class rounded down to no image and for more images than exist."""
-    available, shares = [int(a) for a in available], _shares(proportions)
+    available, shares = _numbers(available, "available"), _shares(proportions)
     if len(available) != len(shares):
         raise ValueError(f"one proportion for each class: got {len(shares)} proportions for {len(available)} classes")
     if min(available) < 1:
         raise ValueError(f"class {available.index(min(available))} has no image to draw from: leave that class out")
     if total is None: total = _largest_total(available, shares)
+    total, = _numbers([total], "total")
     counts = _largest_remainder(total, shares)
     _check_drawable(counts, available)
     return counts
@@ -135,7 +148,8 @@ def draw_indices(
 
     The same generator state gives the same draw, and smaller counts a subset of it. Raises ValueError for more
     images than exist and for negative counts."""
-    labels, counts = _label_tensor(labels), [int(n) for n in counts]
+    labels, counts = _label_tensor(labels), _numbers(counts, "counts")
+    if not counts: raise ValueError("counts must hold at least one class, got none")
     chosen = []
     for c, n in enumerate(counts):
         members = torch.nonzero(labels == c).flatten()
@@ -147,7 +161,7 @@ def draw_indices(
 # %% ../nbs/api/imbalance.ipynb #61611875
 def _group_table(labels, groups):
     "Images (groups, classes) of each class in each group, and the group (n,) of each image, both int64"
-    labels, groups = _label_tensor(labels), torch.as_tensor(groups).cpu()
+    labels, groups = _label_tensor(labels).unique(return_inverse=True)[1], torch.as_tensor(groups).cpu()
     if groups.shape != labels.shape: raise ValueError(f"one group for each label: got {tuple(groups.shape)} for {len(labels)} labels")
     names, members = groups.unique(return_inverse=True)
     classes = labels.max().item() + 1
@@ -285,7 +299,7 @@ def _check_sampler(classes, counts, batch_size, alpha, at_least):
     if type(batch_size) is not int: raise TypeError(f"batch_size must be a whole number, got {batch_size!r}")
     if not 1 <= batch_size <= n: raise ValueError(f"batch_size must be in 1..{n}, the images there are, got {batch_size}")
     if not 0 <= alpha <= 1: raise ValueError(f"alpha must be in 0..1, got {alpha}")
-    if at_least < 0: raise ValueError(f"at_least must be >= 0, got {at_least}")
+    if not (at_least >= 0 and at_least == at_least // 1): raise ValueError(f"at_least must be >= 0 and whole, got {at_least}")
     if at_least * len(counts) > batch_size:
         most = batch_size // len(counts)
         raise ValueError(f"at_least must be <= {most}, got {at_least}: {len(counts)} classes share a batch of {batch_size}")

@@ -81,15 +81,17 @@ def _anchor_losses(columns, weights, temperature, gamma, eta, averaging):
 
 # %% ../nbs/api/losses.ipynb #222f2879
 def _check_settings(gamma, eta, temperature, averaging, reduction, backend):
-    "Raise TypeError or ValueError for a setting outside its range"
+    "gamma, eta and temperature as floats; TypeError or ValueError for a setting outside its range"
     for name, value, zero in [("gamma", gamma, True), ("eta", eta, True), ("temperature", temperature, False)]:
         if not isinstance(value, Real): raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if 1e30 < value < math.inf: raise ValueError(f"{name} must stay below 1e30, got {value}")
         if not (math.isfinite(value) and (value > 0 or zero and value == 0)):
             raise ValueError(f"{name} must be a finite number {'>= 0' if zero else '> 0'}, got {value}")
     if (1 + eta)/temperature > 1e30: raise ValueError(f"eta/temperature must stay below 1e30, got {eta}/{temperature}")
     for name, value, allowed in [("averaging", averaging, ("pairs", "batch")), ("reduction", reduction, ("mean", "sum", "none")),
                                  ("backend", backend, ("auto", "plain", "fused"))]:
         if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return float(gamma), float(eta), float(temperature)
 
 # %% ../nbs/api/losses.ipynb #95e8880a
 def _check_embeddings(name, x, shapes, dims):
@@ -138,9 +140,9 @@ def _check_pairs(labels, reference_labels, pair_mask, n, references):
 def _column_pairs(labels, reference_labels, pair_mask, images, dtype):
     "Class of every column (columns,), or a function: anchors (b,) to positive weights (b, columns) of `dtype`"
     if pair_mask is not None: return _spread_weights(lambda i: pair_mask[i].to(dtype), images)
-    if reference_labels is not None: labels = torch.cat([labels, reference_labels.to(labels.dtype)])
+    dtype = torch.int64 if labels.ndim == 1 else dtype  # in which narrow integers cannot wrap, and truth values can be sorted
+    labels = torch.cat([o.to(dtype) for o in (labels, reference_labels) if o is not None])
     if labels.ndim == 1: return labels[images]
-    labels = labels.to(dtype)
     return _spread_weights(lambda i: _same_class(labels[i], labels), images)
 
 # %% ../nbs/api/losses.ipynb #6222b317
@@ -189,7 +191,7 @@ def asymmetric_focal_contrastive_loss(
 ):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
     """AFCL of Vito & Stefanus (2022); CL (SupCon), FCL and ACL as special cases. Views of one image are positives of each other; an empty
     sum is zero. Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
-    _check_settings(gamma, eta, temperature, averaging, reduction, backend)
+    gamma, eta, temperature = _check_settings(gamma, eta, temperature, averaging, reduction, backend)
     _check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
     columns = _columns(embeddings, reference, temperature, normalize, check_values)
     pairs = _pairs(embeddings, labels, reference, reference_labels, pair_mask, columns.dtype, check_values)

@@ -17,6 +17,8 @@ from fastai.metrics import AccumMetric
 from scipy.stats import t as student_t
 from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score
 
+from .losses import _unit
+
 # %% ../nbs/api/metrics.ipynb #c1caafd5
 def _array(values, name):
     "`values` (array, sequence or tensor of any device) as a non-empty numpy array."
@@ -71,6 +73,8 @@ def per_class_recall(
     """Share of each class's images that are predicted as that class; NaN for a class absent from `targets`.
 
     Raises ValueError for lengths that disagree, empty input or labels outside 0..`n_classes`-1."""
+    if not 1 <= n_classes <= 2**20 or n_classes != int(n_classes):
+        raise ValueError(f"n_classes must be a whole number in 1..2**20, got {n_classes}")
     predictions, targets = _label_pair(predictions, targets, n_classes)
     return recall_score(targets, predictions, labels=np.arange(n_classes), average=None, zero_division=np.nan)
 
@@ -137,8 +141,9 @@ def average_precision(
 
     Raises ValueError as `roc_auc` does, and for a `rare_class` outside the columns."""
     p, targets = _probabilities(probabilities, targets)
-    if not 0 <= rare_class < p.shape[1]:
+    if rare_class not in range(p.shape[1]):
         raise ValueError(f"rare_class must lie between 0 and {p.shape[1] - 1}, got {rare_class}")
+    rare_class = int(rare_class)
     found = targets == rare_class
     return float(average_precision_score(found, p[:, rare_class])) if found.any() else float("nan")
 
@@ -182,12 +187,13 @@ def knn_unweighted_accuracy(
 
     One vote per neighbour; ties go to the class of the nearest neighbour among the tied classes.
     Raises ValueError for shapes that disagree, embeddings that are not finite, or a `k` outside 1..n-1."""
-    z, labels = torch.as_tensor(embeddings).detach(), _labels(targets, "targets")
-    if z.ndim not in (2, 3) or len(z) != len(labels):
+    z, labels = torch.as_tensor(embeddings).detach(), np.unique(_labels(targets, "targets"), return_inverse=True)[1]
+    if z.ndim not in (2, 3) or 0 in z.shape or len(z) != len(labels):
         raise ValueError(f"embeddings must be (n, d) or (n, views, d), n = {len(labels)} targets, got {tuple(z.shape)}")
     if not 1 <= k < len(z): raise ValueError(f"k must lie between 1 and n - 1 = {len(z) - 1}, got {k}")
     if not z.isfinite().all(): raise ValueError("embeddings must be finite, got NaN or infinity")
-    unit = F.normalize((z[:, 0] if z.ndim == 3 else z).float(), dim=1)
+    first = z[:, 0] if z.ndim == 3 else z
+    unit = _unit(first if first.dtype == torch.float64 else first.float()).float()
     known, n_classes = torch.as_tensor(labels, device=z.device), int(labels.max()) + 1
     blocks = torch.arange(len(z), device=z.device).split(max(1, 2**24 // len(z)))
     predictions = torch.cat([_vote(known[_neighbours(unit, rows, k)], n_classes) for rows in blocks])

@@ -16,7 +16,6 @@ import os
 import re
 import warnings
 import zipfile
-import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def _good(rows): return rows[rows.problem.isna()]
 # %% ../nbs/api/own_images.ipynb #173e5f33
 def _text(value):
     "Text of an entry, with 5.0 as 5; empty where it is missing"
-    text = "" if value is None or value is pd.NA else str(value).strip()
+    text = "" if value is None or value is pd.NA or value is pd.NaT else str(value).strip()
     try: number = float(text)
     except ValueError: return text
     if math.isnan(number): return ""
@@ -65,8 +64,8 @@ def _text(value):
 def _label(value):
     "Name of a class, and None; or None, and what is wrong"
     if isinstance(value, list | tuple):
-        if len(value) != 1: return None, f"has {len(value)} classes: {', '.join(value)}" if len(value) else "has no class"
-        return value[0], None
+        if len(value) != 1: return None, f"has {len(value)} classes: {', '.join(map(str, value))}" if len(value) else "has no class"
+        return str(value[0]), None
     text = _text(value)
     if not text: return None, "has no class"
     try: whole = float(text).is_integer()
@@ -220,7 +219,8 @@ def _deal(labels, groups, given, shares, seed):
 # %% ../nbs/api/own_images.ipynb #1ae6c185
 def _check_table(table, columns, source):
     "Raise ValueError for a column that is not there, or a table without rows"
-    for column in filter(None, columns):
+    for column in [*columns[:2], *(c for c in columns[2:] if c is not None)]:
+        if list(table.columns).count(column) > 1: raise ValueError(f"the column {column!r} must be there once in {source}")
         if column not in table: raise ValueError(f"there is no column {column!r} in {source}, but {', '.join(map(repr, table.columns))}")
     if not len(table): raise ValueError(f"there is no row in {source}")
 
@@ -256,8 +256,9 @@ def _check_request(classes, shares, seed):
         raise ValueError(f"classes must be a list of names, each once, got {classes!r}")
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
         raise ValueError(f"shares must be three numbers > 0, of train, valid and test, got {shares!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0: raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
+    if type(seed) is not int or not 0 <= seed < 2**63: raise ValueError(f"seed must be a whole number >= 0, got {seed!r}, below 2**63")
 
+# %% ../nbs/api/own_images.ipynb #b41d07ce
 def _build(rows, classes, shares, seed, on_error, name, source, decoding):
     "ImageData from rows"
     classes = None if classes is None else [str(c) for c in classes]
@@ -275,7 +276,8 @@ def _build(rows, classes, shares, seed, on_error, name, source, decoding):
     codes = pd.Categorical(good.label, names).codes.astype("int64"), pd.factorize(good.group)[0]
     labels, groups = map(torch.as_tensor, codes)
     splits = _deal(labels, groups, good.split.tolist(), shares, seed)
-    return ImageData(images, labels, tuple(names), splits, name, source, seed, groups, tuple(map(str, good.file)), skipped)
+    return ImageData(images, labels, tuple(names), splits, name, source, seed, groups, tuple(map(str, good.file)), skipped,
+                     decoding.get("fit", "squish"))
 
 # %% ../nbs/api/own_images.ipynb #3eeaf48b
 def _report(rows, names, on_error):
@@ -384,7 +386,8 @@ def _groups(paths, pattern):
 # %% ../nbs/api/own_images.ipynb #22d17b53
 def _byte_images(images):
     "Images as a uint8 tensor (n, channels, height, width)"
-    images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images).cpu()
+    try: images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images).cpu()
+    except RuntimeError as error: raise TypeError(f"images must be an array or tensor ({error})") from error
     shape = tuple(images.shape)
     if images.ndim == 3: images = images[:, None]
     if images.ndim != 4 or not {images.shape[1], images.shape[3]} & {1, 3}:
@@ -414,6 +417,7 @@ def _codes(labels, classes):
         labels = np.array([names.index(str(label)) for label in labels])
         return torch.from_numpy(labels), names
     codes = torch.from_numpy(labels.astype(np.int64))
+    if len(codes) and codes.max() > len(codes): raise ValueError(f"labels must number classes that have images, got {codes.max()}")
     if classes and len(codes) and codes.max() >= len(classes):
         raise ValueError(f"classes must name all labels, 0 to {codes.max()}, got {len(classes)} name{'s' * (len(classes) > 1)}")
     return codes, [str(c) for c in classes] if classes else [str(c) for c in range(int(codes.max()) + 1 if len(codes) else 0)]
@@ -499,7 +503,7 @@ def _npz_arrays(path):
         with zipfile.ZipFile(path) as archive: size = sum(info.file_size for info in archive.infolist())
         if size > _MAX_NPZ: raise ValueError(f"it unfolds to {size} bytes, at most {_MAX_NPZ} are read")
         with np.load(path, allow_pickle=False) as arrays: return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, MemoryError) as error:
+    except Exception as error:  # what the readers of a damaged archive raise is of every kind
         raise ValueError(f"{path}: not an .npz of plain arrays ({error})") from error
 
 # %% ../nbs/api/own_images.ipynb #f8f5300f

@@ -36,6 +36,8 @@ def _axes(ax, figsize):
     return plt.subplots(figsize=figsize, layout="constrained", facecolor="white")[1] if ax is None else ax
 
 # %% ../nbs/api/plots.ipynb #43f401cc
+_COLUMN = 7.2  # inches
+
 def _panels(n, size, columns):
     "A figure of `n` panels of `size` inches in rows of at most `columns`, and the list of its axes."
     columns = min(n, columns)
@@ -210,7 +212,7 @@ def plot_confusion(
     table = {method: _row_shares(counts, method, n) for method, counts in confusion.items()}
     names = .11 * n * max(map(len, classes)) + 1.2  # inches, names side by side
     side = .55 * n + .9 if many else min(max(2.6, names), 4.5)
-    fig, axes = _panels(len(table), (side, side), columns=max(1, int(11 // side)))
+    fig, axes = _panels(len(table), (side, side), columns=max(1, int(8 // side)))
     for ax, (method, (counts, shares)) in zip(axes, table.items(), strict=True):
         image = ax.imshow(shares, vmin=0, vmax=100, cmap="Blues")
         _write_cells(ax, image, counts, shares, fontsize=7 if many else 9)
@@ -233,30 +235,47 @@ def _values_by_method(records, metrics):
     return {m: np.array([[r[key] for r in records if r["method"] == m] for key in metrics], float) for m in methods}
 
 # %% ../nbs/api/plots.ipynb #34ff5198
-def _interval_note(seeds):
-    "What the marks mean, for methods with these numbers of seeds."
+def _interval_note(seeds, cut=False):
+    "What the marks mean, for methods with these numbers of seeds, and whether an interval was `cut`."
     single = "no interval from a single seed"
     if max(seeds) == 1: return f"dot: one seed ({single})"
     several = [n for n in seeds if n > 1]
     span = f"{min(several)}" if min(several) == max(several) else f"{min(several)} to {max(several)}"
     note = f"dot: one seed; diamond and bar: mean and its 95% Student t interval over {span} seeds"
-    return note + (f"; {single}" if min(seeds) == 1 else "")
+    return note + (f"; {single}" if min(seeds) == 1 else "") + ("; cut at 0 and 1" if cut else "")
+
+# %% ../nbs/api/plots.ipynb #7d80f96d
+def _bounds(label): return (0, 1) if label.endswith("(0 to 1)") else (-np.inf, np.inf)
+
+def _cut_interval(values, bounds):
+    "Mean, ends of its interval inside the bounds, and whether one of them was cut"
+    mean, low, high = mean_interval(values)
+    return mean, max(low, bounds[0]), min(high, bounds[1]), bool(low < bounds[0] or high > bounds[1])
 
 # %% ../nbs/api/plots.ipynb #30b87006
-def _draw_row(ax, row, values):
-    "Seeds, mean and interval of one method."
+def _draw_row(ax, row, values, bounds):
+    "Seeds, mean and interval of one method; returns whether the interval was cut"
     height = np.full(len(values), row + (.22 if len(values) > 1 else 0))
     ax.plot(values, height, linestyle="", marker="o", markersize=5, markerfacecolor="none", color=_colour(row))
-    if len(values) == 1: return
-    mean, low, high = mean_interval(values)
+    if len(values) == 1: return False
+    mean, low, high, cut = _cut_interval(values, bounds)
     ax.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color=_colour(row), marker="D", markersize=6, capsize=4)
     ax.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
+    return cut
 
 # %% ../nbs/api/plots.ipynb #60f3af71
 _LABELS = dict(
     weighted_accuracy="weighted accuracy (0 to 1)", unweighted_accuracy="unweighted accuracy (0 to 1)",
     roc_auc="ROC AUC (0 to 1)", average_precision="average precision (0 to 1)",
     calibration_error="calibration error (0 to 1)")
+
+# %% ../nbs/api/plots.ipynb #e213590b
+def _few_ticks(ax, axis):
+    "At most four ticks, with grid lines, on the axis of numbers, and the smaller print that narrow panels need"
+    axis.set_major_locator(MaxNLocator(3))
+    axis.grid(alpha=.3)
+    ax.tick_params(labelsize=9)
+    for other in (ax.xaxis, ax.yaxis): other.label.set_size(9)
 
 # %% ../nbs/api/plots.ipynb #9368cf71
 def plot_comparison(
@@ -269,14 +288,16 @@ def plot_comparison(
     Raises ValueError for no records or metrics, a key that a record lacks, or a method and seed that occur twice."""
     _not_empty(metrics, "metrics")
     values, names = _values_by_method(records, metrics), _LABELS | (labels or {})
-    fig, axes = _panels(len(metrics), (3.6, .5 * len(values) + 1.2), columns=3)
+    width, cut = min(3.6, _COLUMN / min(3, len(metrics))), False
+    fig, axes = _panels(len(metrics), (width, .5 * len(values) + 1.2), columns=3)
     for p, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
-        for row, of_method in enumerate(values.values()): _draw_row(ax, row, of_method[p])
+        label = names.get(metric, metric)
+        for row, of_method in enumerate(values.values()): cut |= _draw_row(ax, row, of_method[p], _bounds(label))
         ax.set_yticks(range(len(values)), values if p % 3 == 0 else [""] * len(values))
-        ax.set(ylim=(len(values) - .4, -.7), xlabel=names.get(metric, metric))
-        ax.grid(axis="x", alpha=.3)
-    note = _interval_note([v.shape[1] for v in values.values()])
-    fig.suptitle(fill(note, 50 * min(3, len(metrics))), fontsize=9)
+        ax.set(ylim=(len(values) - .4, -.7), xlabel=label)
+        _few_ticks(ax, ax.xaxis)
+    note = _interval_note([v.shape[1] for v in values.values()], cut)
+    fig.suptitle(fill(note, int(14 * fig.get_figwidth())), fontsize=9)
     return fig
 
 # %% ../nbs/api/plots.ipynb #96695a74
@@ -302,7 +323,7 @@ def plot_grid(
     Raises ValueError for no records and for a key that a record lacks."""
     _not_empty(metrics, "metrics")
     columns, rows, _ = _means(records, metrics[0], x, y)
-    fig, axes = _panels(len(metrics), (.75 * len(columns) + 2, .45 * len(rows) + 1.4), columns=2)
+    fig, axes = _panels(len(metrics), (.45 * len(columns) + 1.6, .4 * len(rows) + 1.2), columns=2)
     for ax, metric in zip(axes, metrics, strict=True):
         means = 100 * _means(records, metric, x, y)[2]
         image = ax.imshow(means, cmap="cividis", aspect="auto", origin="lower")
@@ -319,8 +340,8 @@ def plot_grid(
 # %% ../nbs/api/plots.ipynb #d3670b56
 def _draw_over(ax, shift, by_value, means, **style):
     "A line of means with intervals: scores by value of the setting, at places 0, 1, ... moved by `shift`"
-    own = [mean_interval(scores) for scores in by_value]
-    reach = [[m - low for m, low, _ in own], [high - m for m, _, high in own]]
+    own = [_cut_interval(scores, _bounds(ax.get_ylabel())) for scores in by_value]
+    reach = [[m - low for m, low, *_ in own], [high - m for m, _, high, _ in own]]
     ax.errorbar(np.arange(len(means)) + shift, means, yerr=reach, markersize=5, capsize=2, **style)
 
 # %% ../nbs/api/plots.ipynb #98df04c5
@@ -330,21 +351,21 @@ def plot_over(
     xlabel,  # what it is, with its unit
     metrics=("weighted_accuracy", "unweighted_accuracy", "roc_auc"),  # keys, one panel each
 ) -> plt.Figure:  # the figure
-    """Mean and 95% Student t interval over seeds of each method against a setting, one panel per metric.
-
-    Raises ValueError for no records or metrics, and for a key that a record lacks."""
+    "Mean and 95% t interval over seeds, cut at 0 and 1, of each method against a setting; ValueError for no records, metrics or key."
     for name, values in dict(metrics=metrics, records=records).items(): _not_empty(values, name)
     by_method = {m: [r for r in records if r["method"] == m] for m in dict.fromkeys(r["method"] for r in records)}
     tables = {m: [_means(own, metric, x, "method") for metric in metrics] for m, own in by_method.items()}
-    fig, axes = _panels(len(metrics), (3.4, 3.2), columns=3)
+    fig, axes = _panels(len(metrics), (min(3.4, _COLUMN / min(3, len(metrics))), 3.2), columns=3)
     for p, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
+        ax.set_ylabel(_LABELS.get(metric, metric))
         for i, (method, panels) in enumerate(tables.items()):
             columns, _, (means,) = panels[p]
             scores = [[r[metric] for r in by_method[method] if r[x] == c] for c in columns]
             _draw_over(ax, (i - (len(tables) - 1) / 2) * .06, scores, means, color=_colour(i), marker=_marker(i),
                        linestyle=_LINES[i % len(_LINES)], label=method)
         ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
-        ax.set(xlabel=xlabel, ylabel=_LABELS.get(metric, metric))
-        ax.grid(axis="y", alpha=.3)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(tables)), frameon=False)
+        _few_ticks(ax, ax.yaxis)
+    fig.supxlabel(xlabel, fontsize=9)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", fontsize=9, frameon=False,
+               ncols=min(len(tables), int(fig.get_figwidth() / 1.2)))
     return fig

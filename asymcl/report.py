@@ -24,7 +24,8 @@ import torch
 from fastai.torch_core import default_device
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from .experiment import _LOSS_FIELDS, as_dict, plain_json, read_record, versions, write_atomic
+from .checkpoint import versions, write_atomic
+from .experiment import _LOSS_FIELDS, as_dict, plain_json, read_record
 from .metrics import mean_interval
 from .plots import plot_comparison, plot_confusion, plot_curves, plot_embedding_maps, plot_grid, plot_over
 from .statistics import compare_methods, sentence
@@ -102,9 +103,12 @@ def read_records(
     Raises ValueError for a folder without records and for a file that is none."""
     rows = []
     for path in sorted(Path(folder).glob("*.json")):
-        content, runs = read_record(path)
-        shares = content["settings"]["proportions"] or content["counts"]["train"]
-        rows += [dict(rare=round(100*min(shares)/sum(shares), 2)) | _flat(content["settings"], run) for run in runs]
+        try:
+            content, runs = read_record(path)
+            shares = content["settings"]["proportions"] or content["counts"]["train"]
+            rows += [dict(rare=round(100*min(shares)/sum(shares), 2)) | _flat(content["settings"], run) for run in runs]
+        except Exception as error:  # of every kind, where a file holds something else
+            raise error if str(path) in str(error) else ValueError(f"{path}: not a record of a run ({error}); remove it") from error
     if not rows: raise ValueError(f"there are no records in {folder}")
     return pd.DataFrame(rows).sort_values(["rare", "seed", "method"], ascending=[False, True, True], kind="stable", ignore_index=True)
 

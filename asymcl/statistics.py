@@ -25,7 +25,7 @@ def bootstrap_interval(
     """Mean of `values` and its BCa bootstrap interval (Efron 1987); too narrow for few seeds.
 
     Raises ValueError as `mean_interval` does, and for values that are not finite."""
-    mean = mean_interval(values, level)[0]
+    mean, values = mean_interval(values, level)[0], np.asarray(values, dtype=float)
     if not np.isfinite(mean): raise ValueError(f"values must be finite, got {list(values)}")
     if np.ptp(values) < 1e-12: return mean, float("nan"), float("nan")
     found = stats.bootstrap((values,), np.mean, confidence_level=level, method="BCa", rng=np.random.default_rng(seed))

@@ -18,8 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 # %% ../nbs/api/tune.ipynb #62f44fe2
-from .experiment import _LOSS_FIELDS, check_settings, compare, write_atomic
-from .imbalance import chance_of_fewer
+from .checkpoint import write_atomic
+from .experiment import _LOSS_FIELDS, check_settings, compare
+from .imbalance import _numbers, chance_of_fewer
 from .plots import _colour, _marker, _panels
 
 # %% ../nbs/api/tune.ipynb #693a54c8
@@ -47,7 +48,8 @@ def suggest(
     averaging="pairs",  # or "batch"
 ) -> Suggestion:
     "Settings to begin with, from the class counts and the recorded experiments. Raises ValueError for values out of range."
-    counts, total = [int(n) for n in counts], int(sum(counts))
+    counts = _numbers(counts, "counts")
+    total = sum(counts)
     if len(counts) < 2 or min(counts) < 1: raise ValueError(f"counts must be of two classes or more with an image each, got {counts}")
     if not 2 <= batch_size <= total: raise ValueError(f"batch_size must be in 2..{total}, the images there are, got {batch_size}")
     if averaging not in ("pairs", "batch"): raise ValueError(f"averaging must be pairs or batch, got {averaging!r}")
@@ -101,7 +103,7 @@ def _optuna():
     "The module, silent; RuntimeError where it is not installed"
     try: import optuna
     except ImportError as error: raise RuntimeError("Optuna is needed for tuning: python -m pip install 'asymcl[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of a stopped trial, with a traceback
     return optuna
 
 def _study(folder, method, seed):

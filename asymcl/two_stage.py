@@ -11,6 +11,7 @@ __all__ = ['RandomViews', 'Precision', 'precision_callbacks', 'AcrossRanks', 'ac
 # %% ../nbs/api/two_stage.ipynb #63be8e56
 import hashlib
 from contextlib import nullcontext
+from copy import deepcopy
 
 import torch
 from fastai.callback.core import Callback
@@ -25,9 +26,13 @@ from fastcore.foundation import L
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+# %% ../nbs/api/two_stage.ipynb #3be4b5c4
 from .baselines import classifier_loss_function, head_for_loss
+from .checkpoint import fit_kept, read_state, versions, write_state
 from .datasets import SharedLoader, TensorLoader
 from .distributed import DistributedLoss, chunk_next_call, gather_rows, join_ranks, world_size
+from .guards import StopNonFinite, WatchEmbeddings
+from .inference import Gallery, TrainedModel, fit_temperature, model_of
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy, evaluate_predictions
 from .models import encode, encode_all, encoder_width, projection_head
 from .views import random_views
@@ -146,7 +151,7 @@ class TwoStageLearner:
         self.classes = [str(c) for c in dls.vocab]
         self.width = encoder_width(encoder, dls.valid.one_batch()[0])
         model = nn.Sequential(encoder, projection_head(self.width, embedding_size))
-        cbs = [RandomViews(make_views), AcrossRanks(), *precision_callbacks(precision), *L(cbs)]
+        cbs = [RandomViews(make_views), AcrossRanks(), StopNonFinite(), WatchEmbeddings(), *precision_callbacks(precision), *L(cbs)]
         self.contrastive = Learner(dls, model, loss_func=loss, opt_func=opt_func, metrics=KnnAccuracy(), cbs=cbs)
         self._classifier = self._encoder_state = None
 
@@ -155,10 +160,20 @@ class TwoStageLearner:
 def fit_contrastive(self: TwoStageLearner,
     epochs=10,  # passes over the training images
     lr=3e-3,  # highest learning rate of the cycle
+    keep=None,  # folder in which every epoch is kept, and from which it goes on; None: nothing is kept
     **kwargs,  # further arguments of fit_one_cycle
 ):
-    "Stage 1: train encoder and projection head"
-    self.contrastive.fit_one_cycle(epochs, lr, **kwargs)
+    "Stage 1: train encoder and projection head. Raises ValueError for a folder of another training, OSError for one that cannot be used."
+    data = getattr(self.dls, "image_data", None)
+    settings = dict(classes=self.classes, data=data and data.fingerprint())
+    _fit(self.contrastive, keep, "stage_1", settings, epochs, lr, **kwargs)
+
+# %% ../nbs/api/two_stage.ipynb #5e001a32
+def _fit(learn, keep, stage, settings, epochs, lr, cbs=None, **kwargs):
+    "fit_one_cycle, with every epoch kept where there is a folder"
+    if keep is None: return learn.fit_one_cycle(epochs, lr, cbs=cbs, **kwargs)
+    if world_size() > 1: raise ValueError(f"keep must be None where several processes train, got {keep}")
+    fit_kept(learn, keep, stage, lambda kept: learn.fit_one_cycle(epochs, lr, cbs=[*L(cbs), *kept], **kwargs), settings)
 
 # %% ../nbs/api/two_stage.ipynb #9839b080
 @patch
@@ -189,7 +204,7 @@ def new_classifier(self: TwoStageLearner):  # fastai Learner over features, also
     dls = DataLoaders(train, valid, device=x.device)
     self._classifier = Learner(dls, head_for_loss(self.classifier_loss, self.width, len(self.classes)), opt_func=self.opt_func,
                                loss_func=classifier_loss_function(self.classifier_loss, counts.cpu()),
-                               metrics=[UnweightedAccuracy(), RocAuc()])
+                               metrics=[UnweightedAccuracy(), RocAuc()], cbs=StopNonFinite())
     self._counts, self._encoder_state = counts.cpu(), self._encoder_digest()
     return self._classifier
 
@@ -216,21 +231,24 @@ def classifier(self: TwoStageLearner):
 def fit_classifier(self: TwoStageLearner,
     epochs=10,  # passes over the cached features
     lr=1e-2,  # highest learning rate of the cycle
+    keep=None,  # folder, as for `fit_contrastive`
     **kwargs,  # further arguments of fit_one_cycle
 ):
     "Stage 2: train the classification head; a further call goes on, or starts a new head if the encoder has changed"
     if self._classifier is None or self._encoder_state != self._encoder_digest(): self.new_classifier()
-    self._classifier.fit_one_cycle(epochs, lr, **kwargs)
+    settings = dict(classifier_loss=str(self.classifier_loss), encoder=self._encoder_state)
+    _fit(self._classifier, keep, "stage_2", settings, epochs, lr, **kwargs)
 
 # %% ../nbs/api/two_stage.ipynb #b0292525
 @patch
 def fit(self: TwoStageLearner,
     contrastive_epochs=10,  # of stage 1
     classifier_epochs=10,  # of stage 2
+    keep=None,  # folder in which every epoch of both is kept, and from which they go on; None: nothing is kept
 ):
     "Stage 1, then stage 2"
-    self.fit_contrastive(contrastive_epochs)
-    self.fit_classifier(classifier_epochs)
+    self.fit_contrastive(contrastive_epochs, keep=keep)
+    self.fit_classifier(classifier_epochs, keep=keep)
 
 # %% ../nbs/api/two_stage.ipynb #871174f7
 @patch
@@ -270,3 +288,55 @@ def predict(self: TwoStageLearner,
     batches = x.split(self.dls.valid.bs)
     p = torch.cat([self._head(encode(self.encoder, batch)) for batch in batches])
     return [self.classes[i] for i in p.argmax(1)], p
+
+# %% ../nbs/api/two_stage.ipynb #6a9a3059
+@patch
+def trained_model(self: TwoStageLearner) -> TrainedModel:
+    "What this learner has learnt, for use without it; raises RuntimeError where there is no trained head"
+    head = deepcopy(self.classifier.model).cpu().eval()
+    (x, y), (valid_x, valid_y) = ([t.cpu() for t in dl.dataset.tensors] for dl in self.classifier.dls)
+    with torch.no_grad(): logits = head(valid_x)
+    temperature = fit_temperature(logits, valid_y)
+    metrics = evaluate_predictions((logits/temperature).softmax(1), valid_y, self.classes, train_proportions=self._counts)
+    data = getattr(self.dls, "image_data", None)
+    about = dict(loss=str(self.contrastive.loss_func), classifier_loss=str(self.classifier_loss), train_counts=self._counts.tolist(),
+                 data=data and data.name, fingerprint=data and data.fingerprint(), versions=versions(),
+                 valid_metrics={name: value for name, value in metrics.items() if value == value})
+    valid, fit = self.dls.valid, data.fit if data else "squish"
+    return TrainedModel(deepcopy(self.encoder).cpu().eval(), head, tuple(self.classes), tuple(valid.one_batch()[0].shape[1:]),
+                        getattr(valid, "mean", None), getattr(valid, "std", None), fit, temperature, logits, valid_y,
+                        Gallery(x, y, self._train_names()), about, valid.bs)
+
+# %% ../nbs/api/two_stage.ipynb #9c30da8d
+@patch
+def _train_names(self: TwoStageLearner):
+    "What to call the training images"
+    data = getattr(self.dls, "image_data", None)
+    rows = data.splits["train"].tolist() if data else range(len(self.dls.train.dataset))
+    return [data.files[i] if data and data.files else f"image {i}" for i in rows]
+
+# %% ../nbs/api/two_stage.ipynb #a87e8910
+@patch
+def save(self: TwoStageLearner,
+    folder,  # made where it is not there; a model that is in it is replaced, whole
+    gallery=True,  # with names and features of the training images
+):
+    "Keep what was learnt; `asymcl.inference.load_model` and `asymcl-predict` read it. Raises RuntimeError without a trained head."
+    state = self.trained_model().state() | dict(projection_head=self.contrastive.model[1].state_dict())
+    write_state(folder, "model", state if gallery else state | dict(gallery=None))
+
+@patch
+def load(self: TwoStageLearner,
+    folder,  # that `save` has written
+):
+    "Encoder and heads from a folder. Raises FileNotFoundError where there is none, ValueError for one that does not fit."
+    state = read_state(folder, "model")
+    if state is None: raise FileNotFoundError(f"there is no model in {str(folder)!r}: a folder with model.json is expected")
+    try:
+        if state["classes"] != self.classes: raise ValueError(f"its classes are {state['classes']}, those of the learner {self.classes}")
+        model_of(state, deepcopy(self.encoder))
+        self.contrastive.model[1].load_state_dict(state["projection_head"])
+        self.encoder.load_state_dict(state["encoder_weights"])
+        self.new_classifier().model.load_state_dict(state["head_weights"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"folder {folder} holds no model of this kind ({' '.join(str(error).split())[:300]})") from error

@@ -48,6 +48,7 @@ from torchvision import transforms
 
 from asymcl.datasets import ImageData, fashion_mnist
 from asymcl.experiment import Settings, contrastive_loss, run_method
+from asymcl.guards import StopNonFinite, WatchEmbeddings
 from asymcl.losses import AFCL
 from asymcl.metrics import RocAuc, UnweightedAccuracy, evaluate_predictions
 from asymcl.models import classification_head, encoder_width, projection_head, resnet_encoder, small_encoder
@@ -203,8 +204,9 @@ def stage1(args):
         return lambda: seconds(lambda: bare_epoch(model, optimizer, AFCL(), batches(), make_views, schedule))
 
     rest = {}
-    def learner(name, **kwargs):
+    def learner(name, guards=True, **kwargs):
         learn = TwoStageLearner(data.dls(BATCH), make_encoder(args), AFCL(), cbs=TrainingSeconds(), **kwargs)
+        if not guards: learn.contrastive.remove_cbs([StopNonFinite, WatchEmbeddings])
         quiet(learn.contrastive)
         def job():
             whole = seconds(lambda: learn.fit_contrastive(1, lr))
@@ -217,7 +219,7 @@ def stage1(args):
             "the same, batches and views ready": bare(True, lambda: ready, lambda x: views),
             "learner, as it is": learner("as it is"),
             "learner, fastai's Adam": learner("Adam", opt_func=Adam),
-            "learner, fused AdamW": learner("fused", opt_func=fused_adam)}
+            "learner, without its guards": learner("unguarded", guards=False)}
     jobs["bare loop, fused AdamW, batches and views ready"] = jobs.pop("the same, batches and views ready")
     times = in_turns(jobs, args.rounds)
     base = times["bare loop, fused AdamW"]

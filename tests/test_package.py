@@ -72,10 +72,11 @@ def test_metadata_is_that_of_settings_and_pyproject(wheel, settings):
 def test_requirements_and_extras(wheel, settings):
     required = email.message_from_string(dist_info(wheel, "METADATA")).get_all("Requires-Dist")
     plain = {parts(r) for r in required if "extra" not in r}
-    extras = {name: {parts(r) for r in required if f"extra == '{name}'" in r.replace('"', "'")} for name in ("tune", "dev")}
+    extras = {name: {parts(r) for r in required if f"extra == '{name}'" in r.replace('"', "'")} for name in ("tune", "onnx", "dev")}
     assert plain == {parts(r) for r in lines(settings["requirements"])}
     assert extras["tune"] == {parts(r) for r in lines(settings["requirements_tune"])}
-    assert extras["dev"] == {parts(r) for r in lines(settings["requirements_dev"])} | extras["tune"]
+    assert extras["onnx"] == {parts(r) for r in lines(settings["requirements_onnx"])}
+    assert extras["dev"] == {parts(r) for r in lines(settings["requirements_dev"])} | extras["tune"] | extras["onnx"]
     assert len(required) == len(plain) + sum(map(len, extras.values()))
 
 
@@ -111,8 +112,8 @@ def test_losses_import_neither_fastai_nor_torchvision():
 
 def test_lower_parts_never_import_higher_ones():
     order = ["fused", "losses", "distributed", "imbalance", "metrics", "plots", "statistics", "models", "views", "datasets", "image_files",
-             "own_images", "synthetic", "isic", "download", "baselines", "two_stage", "experiment", "report", "tune",
-             "cli"]
+             "own_images", "synthetic", "isic", "download", "baselines", "checkpoint", "guards", "inference", "two_stage", "experiment",
+             "report", "tune", "cli", "predict"]
     assert sorted(order) == sorted(p.stem for p in (ROOT / "asymcl").glob("*.py") if not p.stem.startswith("_"))
     for rank, name in enumerate(order):
         text = (ROOT / f"asymcl/{name}.py").read_text()

@@ -43,6 +43,21 @@ const typeset = ([tex, displayMode]) => {
 };
 console.log(JSON.stringify(JSON.parse(require("fs").readFileSync(0)).map(typeset)));
 """
+WIDE = 640  # pixels: on a phone, the text in a picture wider than this would be too small
+SCROLL_SCRIPT = """<script>
+for (const box of document.querySelectorAll("main :is(pre, .cell-output-display, .math.display, .sd-table)")) {
+  const mark = () => {
+    const hidden = box.scrollWidth - box.clientWidth;
+    box.classList.toggle("more-left", box.scrollLeft > 1);
+    box.classList.toggle("more-right", hidden - box.scrollLeft > 1);
+    if (hidden > 1) box.tabIndex = 0;
+  };
+  box.addEventListener("scroll", mark, {passive: true});
+  new ResizeObserver(mark).observe(box);
+  document.fonts.ready.then(mark);
+}
+</script>
+"""
 
 
 def process_notebooks():
@@ -113,17 +128,20 @@ def ship_katex(dist, out):
 def localise(text, page, out, base):
     """Point a page's HTML to local files: KaTeX, pages of this site, pictures; and give it what smalldocs leaves out.
 
-    That is the formulas of the table of contents, boxes that scroll within reach of the keyboard, a button to download a notebook."""
+    That is the formulas of the table of contents, boxes that scroll within reach of the keyboard and with a sign that they do, a class for
+    pictures to keep large on a phone, a button to download a notebook."""
     up = "../"*(len(page.out.parts) - 1)
     text = re.sub(rf'\s*<script src="{re.escape(layout.KATEX)}[^>]*></script>', "", text)
     text = text.replace(layout.KATEX, f"{up}site_libs/katex").replace(f'href="{base}', f'href="{up or "./"}')
     for picture in (out/page.out.parent).glob(f"{page.src.stem}_files/*.png"):
-        data = base64.b64encode(picture.read_bytes()).decode()
-        text = text.replace(f"data:image/png;base64,{data}", f"{picture.parent.name}/{picture.name}")
+        png, name = picture.read_bytes(), f"{picture.parent.name}/{picture.name}"
+        text = text.replace(f"data:image/png;base64,{base64.b64encode(png).decode()}", name)
+        if int.from_bytes(png[16:20]) > WIDE:  # a PNG file has its width there
+            text = text.replace(f'src="{name}" class="', f'src="{name}" class="wide ')
     for ident, heading in re.findall(r'<h\d[^>]* data-anchor-id="([^"]+)"[^>]*>(.*?)</h\d>', text):
         if 'class="math' in heading:  # the table of contents has its TeX as plain text
             text = re.sub(rf'( data-scroll-target="#{re.escape(ident)}">)[^<]*', lambda m, heading=heading: m[1] + heading, text)
-    text = text.replace("<pre", '<pre tabindex="0"')
+    text = text.replace("<pre", '<pre tabindex="0"').replace("</body>", f"{SCROLL_SCRIPT}</body>")
     if page.src.parts[0] in DOWNLOADS:
         button = f'<a class="btn btn-sm btn-outline-primary" href="{page.src.name}" download>Download this notebook</a>'
         text = text.replace('<div class="quarto-title-meta"></div></header>', f"{button}</header>", 1)

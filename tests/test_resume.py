@@ -1,0 +1,33 @@
+"""A training that is killed and started again loses nothing: the harness of benchmarks/kills.py, with a few kills."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks, which this system cannot")
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    out = tmp_path_factory.mktemp("kills")/"kills.json"
+    command = [sys.executable, "-W", "ignore", ROOT/"benchmarks"/"kills.py", "--kills", "6", "--seed", "1", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()) | dict(said=done.stderr)
+
+
+def test_kills_lose_no_finished_epoch_and_change_no_bit(figures):
+    assert figures["kills"] == 6 and figures["while_writing"] > 0
+    assert (figures["epochs_lost"], figures["unreadable"], figures["other_figures"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130)])
+def test_signals_leave_a_usable_state_and_say_so_in_one_line(figures, name, code):
+    ended = figures[name]
+    assert ended["exit_code"] == code and ended["same_figures"] and ended["kept"] >= ended["reported"] >= 1
+    lines = [line for line in figures["said"].splitlines() if name in line]
+    assert len(lines) == 1 and lines[0].startswith(f"stopped: {ended['kept']} finished epochs of stage_1 are kept in "), figures["said"]

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Tests the package with the oldest or the newest releases that settings.ini admits:
+#     bash tools/compatibility.sh oldest|newest FOLDER
+# FOLDER is new and keeps the virtual environment; PyTorch with its libraries is about 6 GB.
+set -euo pipefail
+[[ $# == 2 && $1 =~ ^(oldest|newest)$ && ! -e $2 ]] || { echo "usage: $0 oldest|newest FOLDER (a new one)" >&2; exit 2; }
+which=$1
+folder=$(realpath -m "$2")
+cd "$(dirname "$0")/.."
+export MPLBACKEND=Agg PIP_DISABLE_PIP_VERSION_CHECK=1
+
+python=python3  # the newest releases: on whatever Python is there
+if [[ $which == oldest ]]; then python=python$(sed -n 's/^min_python *= *//p' settings.ini); fi
+"$python" -m venv "$folder"
+. "$folder/bin/activate"
+
+# Every name>=x of settings.ini becomes name==x, which pip reads as x.0 too. What the requirements of the package require in turn
+# (numpy, pandas, pillow, fastcore) is the newest that they admit, as a user gets it.
+python - "$which" >"$folder/constraints.txt" <<'PYTHON'
+import sys
+from configparser import ConfigParser
+
+config = ConfigParser(delimiters=["="])
+config.read("settings.ini", encoding="utf-8")
+if sys.argv[1] == "oldest":
+    for key in ("requirements", "requirements_tune", "requirements_onnx"):
+        for requirement in config["DEFAULT"][key].split():
+            name, bound = requirement.split(">=")  # an error where there is no lower bound
+            print(f"{name}=={bound}")
+PYTHON
+
+# Not the extra `dev`: its nbdev needs a newer fastcore than the oldest fastai admits. These are what the tests below import.
+tools="build hypothesis jupyter onnxruntime pytest pytest-xdist pytorch-metric-learning"
+python -m pip install --quiet --constraint "$folder/constraints.txt" '.[tune,onnx]' $tools
+python --version
+python -m pip list
+python -m pip check
+
+# The notebooks run in Jupyter, for want of nbdev (see above); the tutorials and the rest, which call the same functions, are left to
+# .ci/run, and so are the tests of the site (a browser), of how notebooks read, and of nbdev's runner.
+failed=()
+total=0
+try() {
+  echo "== $*"
+  total=$((total + 1))
+  "$@" || failed+=("$*")
+}
+for notebook in nbs/api/*.ipynb; do try jupyter execute --timeout=1200 "$notebook"; done
+for tests in tests/test_*.py; do
+  case $tests in
+    */test_site.py | */test_check_notebooks.py | */test_notebooks.py) ;;
+    *) try pytest "$tests" ;;
+  esac
+done
+
+if ((${#failed[@]})); then printf 'failed: %s\n' "${failed[@]}"; fi
+echo "$((total - ${#failed[@]})) passed, ${#failed[@]} failed"
+((${#failed[@]} == 0))
