@@ -29,9 +29,10 @@ if sys.argv[1] == "oldest":
             print(f"{name}=={bound}")
 PYTHON
 
-# Not the extra `dev`: its nbdev needs a newer fastcore than the oldest fastai admits. These are what the tests below import.
-tools="build hypothesis jupyter onnxruntime pytest pytest-xdist pytorch-metric-learning"
-python -m pip install --quiet --constraint "$folder/constraints.txt" '.[tune,onnx]' $tools
+# Not the extra `dev`: its nbdev needs a newer fastcore than the oldest fastai admits. These are what the tests below use;
+# setuptools, since a test builds the wheel and the one of a new environment is too old for pyproject.toml.
+tools="build hypothesis jupyter onnxruntime pytest pytest-xdist pytorch-metric-learning setuptools"
+python -m pip install --quiet --upgrade --constraint "$folder/constraints.txt" '.[tune,onnx]' $tools
 python --version
 python -m pip list
 python -m pip check

@@ -8,8 +8,8 @@ signatures they document are evaluated), smalldocs turns _proc/ into pages, KaTe
 are checked, and only then is docs/ replaced and README.md written from nbs/index.ipynb.
 
 The build fails, with everything it found, on a warning of smalldocs, a formula that KaTeX cannot read or that was not
-recognised as one, an image without alternative text, a link or anchor that leads nowhere inside the site, anything
-that a page would fetch from another host, and a notebook that nbs/sidebar.yml does not list.
+recognised as one, output to stderr, an image without alternative text, a link or anchor that leads nowhere inside the
+site, anything that a page would fetch from another host, and a notebook that nbs/sidebar.yml does not list.
 """
 import base64
 import html
@@ -66,6 +66,7 @@ def process_notebooks():
         raise SystemExit("asymcl is not installed here, so no name could be linked: pip install -e '.[dev]'")
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
+    os.environ["PYTHONWARNINGS"] = "ignore"  # for its processes: else a page shows what a library warns of where it is first imported
     project = proc_nbs(force=True)
     for path in project.rglob("*.ipynb"):  # smalldocs reads the underscores of `### Name.__repr__` as bold print
         escaped = re.sub(r"(### [\w.]+\.)__(\w+)__", r"\1\\\\_\\\\_\2\\\\_\\\\_", path.read_text())
@@ -190,6 +191,7 @@ class Page(HTMLParser):
         self.resources += [attrs[a] for a in ("src", "data", "poster") if attrs.get(a)]
         self.resources += [part.split()[0] for part in (attrs.get("srcset") or "").split(",") if part.strip()]
         self.resources += css_resources(attrs.get("style") or "")
+        if "cell-output-stderr" in (attrs.get("class") or ""): self.problems.append(f"output to stderr, after #{self.last_id}")
         if tag == "img" and not attrs.get("alt"): self.problems.append(f"image without alternative text, after #{self.last_id}")
 
     def handle_endtag(self, tag):
