@@ -340,3 +340,11 @@ def load(self: TwoStageLearner,
         self.new_classifier().model.load_state_dict(state["head_weights"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"folder {folder} holds no model of this kind ({' '.join(str(error).split())[:300]})") from error
+
+# %% ../nbs/api/two_stage.ipynb #7107b4ca
+@patch
+def export_onnx(self: TwoStageLearner,
+    path,  # of the file, usually .onnx
+):
+    "Write what was learnt for ONNX run-times, as `TrainedModel.export_onnx` does. Raises RuntimeError without a trained head."
+    self.trained_model().export_onnx(path)

@@ -63,6 +63,7 @@ def start(folder):
         try:
             os.close(reads)
             torch.set_num_threads(1)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
             train(folder, writes)
             code = 0
         except SystemExit as ending:
