@@ -199,8 +199,10 @@ class Page(HTMLParser):
         if self.open and tag == self.open[-1]: self.open.pop()
 
     def handle_data(self, data):
-        "Look for formulas left as text, and for what a style element fetches"
+        "Look for formulas and links left as text, and for what a style element fetches"
         if self.open[-1:] == ["style"]: self.resources += css_resources(data)
+        if re.match(r"\]\(\S+\)", data) and not self.open:
+            self.problems.append(f"link around a name that nbdev links by itself: {data[:80]!r}")
         if "$" in data and not self.open:
             self.problems.append(f"formula not recognised, or a dollar sign to put in backticks: {data.strip()[:80]!r}")
 
