@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests the package with the oldest or the newest releases that settings.ini admits:
 #     bash tools/compatibility.sh oldest|newest FOLDER
-# FOLDER is new and keeps the virtual environment; PyTorch with its libraries is about 6 GB.
+# FOLDER is new and keeps the virtual environment; PyTorch with its libraries is about 6 GB. What was installed, how much passed and
+# what failed goes into benchmarks/results/compatibility.json.
 set -euo pipefail
 [[ $# == 2 && $1 =~ ^(oldest|newest)$ && ! -e $2 ]] || { echo "usage: $0 oldest|newest FOLDER (a new one)" >&2; exit 2; }
 which=$1
@@ -54,6 +55,21 @@ for tests in tests/test_*.py; do
   esac
 done
 
+python - "$which" "$total" "${failed[@]}" <<'PYTHON'
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+which, total, failed = sys.argv[1], int(sys.argv[2]), [command.split()[-1] for command in sys.argv[3:]]
+names = "torch torchvision fastai scikit-learn matplotlib filelock accelerate safetensors optuna onnx onnxscript numpy pandas pillow fastcore"
+versions = dict(Python=platform.python_version()) | {name: version(name) for name in names.split()}
+path = Path("benchmarks/results/compatibility.json")
+record = json.loads(path.read_text()) if path.exists() else {}
+record[which] = dict(versions=versions, passed=total - len(failed), failed=failed)
+path.write_text(json.dumps(record, indent=1) + "\n")
+PYTHON
 if ((${#failed[@]})); then printf 'failed: %s\n' "${failed[@]}"; fi
 echo "$((total - ${#failed[@]})) passed, ${#failed[@]} failed"
 ((${#failed[@]} == 0))
