@@ -8,8 +8,8 @@ signatures they document are evaluated), smalldocs turns _proc/ into pages, KaTe
 are checked, and only then is docs/ replaced and README.md written from nbs/index.ipynb.
 
 The build fails, with everything it found, on a warning of smalldocs, a formula that KaTeX cannot read or that was not
-recognised as one, output to stderr, an image without alternative text, a link or anchor that leads nowhere inside the
-site, anything that a page would fetch from another host, and a notebook that nbs/sidebar.yml does not list.
+recognised as one, a link left as text, output to stderr, an image without alternative text, a link or anchor that leads
+nowhere inside the site, anything that a page would fetch from another host, and a notebook that nbs/sidebar.yml does not list.
 """
 import base64
 import html
@@ -201,10 +201,9 @@ class Page(HTMLParser):
     def handle_data(self, data):
         "Look for formulas and links left as text, and for what a style element fetches"
         if self.open[-1:] == ["style"]: self.resources += css_resources(data)
-        if re.match(r"\]\(\S+\)", data) and not self.open:
-            self.problems.append(f"link around a name that nbdev links by itself: {data[:80]!r}")
-        if "$" in data and not self.open:
-            self.problems.append(f"formula not recognised, or a dollar sign to put in backticks: {data.strip()[:80]!r}")
+        if self.open: return
+        if re.match(r"\]\(\S+\)", data): self.problems.append(f"link around a name that nbdev links by itself: {data[:80]!r}")
+        if "$" in data: self.problems.append(f"formula not recognised, or a dollar sign to put in backticks: {data.strip()[:80]!r}")
 
 
 def css_resources(css):
