@@ -21,7 +21,9 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 # %% ../nbs/api/image_files.ipynb #431a6ff3
@@ -191,11 +193,18 @@ def _workers(n):
     "Worker processes for n files"
     return min(8, len(os.sched_getaffinity(0))) if sys.platform == "linux" and n >= 128 else 0
 
+def _with_parent(_):
+    "End this worker at its parent's death"
+    def watch():
+        parent_process().join()
+        os._exit(1)
+    Thread(target=watch, daemon=True).start()
+
 def _decode_all(files, options, workers):
     "Iterator of what _Decoding gives for each file, in order"
     workers = _workers(len(files)) if workers is None else workers
     loader = DataLoader(_Decoding(files, options), batch_size=16, num_workers=workers, collate_fn=list, generator=torch.Generator(),
-                        multiprocessing_context="fork" if workers and sys.platform == "linux" else None)
+                        multiprocessing_context="fork" if workers and sys.platform == "linux" else None, worker_init_fn=_with_parent)
     for batch in progress_bar(loader, leave=False) if len(files) >= 2000 else loader: yield from batch
 
 # %% ../nbs/api/image_files.ipynb #9c76318e
