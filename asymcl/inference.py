@@ -316,6 +316,5 @@ def export_onnx(self: TrainedModel,
     "Write the model for ONNX run-times: `images` as for `exported` to `probabilities`. Raises RuntimeError without the extra `onnx`."
     try: import onnx, onnxscript  # noqa: E401, F401
     except ImportError as error: raise RuntimeError("ONNX export needs two packages more: python -m pip install 'asymcl[onnx]'") from error
-    example = torch.zeros(2, *self.image_shape, dtype=torch.float32 if self.mean is None else torch.uint8)
-    torch.onnx.export(_Whole(self).cpu().eval(), (example,), str(path), input_names=["images"], output_names=["probabilities"], dynamo=True,
-                      dynamic_shapes=({0: torch.export.Dim("n", min=1, max=2**16)},), external_data=False, verbose=False)
+    torch.onnx.export(self.exported(), (), str(path), input_names=["images"], output_names=["probabilities"], dynamo=True,
+                      dynamic_shapes=({0: "n"},), external_data=False, verbose=False)
