@@ -1,11 +1,14 @@
 """A training that is killed and started again loses nothing: the harness of benchmarks/kills.py, with a few kills."""
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from asymcl.checkpoint import fit_kept
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks, which this system cannot")
@@ -31,3 +34,29 @@ def test_signals_leave_a_usable_state_and_say_so_in_one_line(figures, name, code
     assert ended["exit_code"] == code and ended["same_figures"] and ended["kept"] >= ended["reported"] >= 1
     lines = [line for line in figures["said"].splitlines() if name in line]
     assert len(lines) == 1 and lines[0].startswith(f"stopped: {ended['kept']} finished epochs of stage_1 are kept in "), figures["said"]
+
+
+ORPHAN = """
+import os, signal, sys, time
+from asymcl.checkpoint import fit_kept
+
+def fit(callbacks):
+    if worker := os.fork():
+        print(worker, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(1)
+    time.sleep(600)
+
+fit_kept(None, sys.argv[1], "training", fit)
+"""
+
+
+def test_a_worker_that_outlives_a_killed_training_does_not_keep_its_folder(tmp_path):
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", ORPHAN, tmp_path], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    worker, trained = int(killed.stdout), []
+    try:
+        os.kill(worker, 0)
+        fit_kept(None, tmp_path, "training", trained.append)
+    finally: os.kill(worker, signal.SIGKILL)
+    assert trained
