@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from .metrics import mean_interval
-from .plots import _colour, _marker, _panels
+from .plots import _COLUMN, _colour, _few_ticks, _marker, _panels
 
 # %% ../nbs/api/statistics.ipynb #f8f92922
 def bootstrap_interval(
@@ -198,12 +198,13 @@ def plot_differences(
     lost = set(table["method"]) - set(methods)
     if lost: raise ValueError(f"methods must hold all methods of the table, got {methods} without {sorted(lost)}")
     metrics = list(dict.fromkeys(table["metric"]))
-    fig, axes = _panels(len(metrics), (3.4, .42*len(pairs) + 1), columns=3)
+    fig, axes = _panels(len(metrics), (min(3.4, _COLUMN / min(3, len(metrics))), .42*len(pairs) + 1), columns=3)
     for k, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         ax.axvline(0, color="black", linewidth=.8)
         for _, row in table[table["metric"] == metric].iterrows():
             _draw(ax, pairs.index((row["method"], row["baseline"])), row, methods.index(row["method"]))
         ax.set_yticks(range(len(pairs)), [f"{m} − {b}" for m, b in pairs] if k % 3 == 0 else [""]*len(pairs))
-        ax.set(ylim=(len(pairs) - .4, -.6), xlabel=f"difference in {_name(metric)} (points)")
+        ax.set(ylim=(len(pairs) - .4, -.6), xlabel=f"difference in\n{_name(metric)} (points)")
         ax.grid(axis="x", alpha=.3)
+        if len(metrics) > 2: _few_ticks(ax, ax.xaxis)
     return fig
