@@ -145,7 +145,7 @@ def _training_options(parser, default):
 # %% ../nbs/api/cli.ipynb #fcf99cec
 def _parser():
     parser = _Parser("asymcl-compare", description="Compare cross-entropy and four contrastive losses on images with a rare class. "
-                     "Writes a table, pictures and a report; without options, on bundled images in about three minutes.")
+                     "Writes a table, pictures and a report; without options, on bundled images in a few minutes.")
     default = Settings()
     _data_options(parser, default)
     _reading_options(parser, default.reading)

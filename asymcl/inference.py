@@ -315,6 +315,6 @@ def export_onnx(self: TrainedModel,
 ):
     "Write the model for ONNX run-times: `images` as for `exported` to `probabilities`. Raises RuntimeError without the extra `onnx`."
     try: import onnx, onnxscript  # noqa: E401, F401
-    except ImportError as error: raise RuntimeError("ONNX export needs two packages more: python -m pip install 'asymcl[onnx]'") from error
+    except ImportError as error: raise RuntimeError("ONNX export needs two packages more: python -m pip install onnx onnxscript") from error
     torch.onnx.export(self.exported(), (), str(path), input_names=["images"], output_names=["probabilities"], dynamo=True,
                       dynamic_shapes=({0: "n"},), external_data=False, verbose=False)

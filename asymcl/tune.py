@@ -102,7 +102,7 @@ def _score(settings, folder):
 def _optuna():
     "The module, silent; RuntimeError where it is not installed"
     try: import optuna
-    except ImportError as error: raise RuntimeError("Optuna is needed for tuning: python -m pip install 'asymcl[tune]'") from error
+    except ImportError as error: raise RuntimeError("Optuna is needed for tuning: python -m pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of a stopped trial, with a traceback
     return optuna
 

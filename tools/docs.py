@@ -43,6 +43,7 @@ const typeset = ([tex, displayMode]) => {
 };
 console.log(JSON.stringify(JSON.parse(require("fs").readFileSync(0)).map(typeset)));
 """
+COLUMN = 84  # characters of output that fit beside the table of contents
 WIDE = 640  # pixels: on a phone, the text in a picture wider than this would be too small
 SCROLL_SCRIPT = """<script>
 for (const box of document.querySelectorAll("main :is(pre, .cell-output-display, .math.display, .sd-table)")) {
@@ -126,11 +127,18 @@ def ship_katex(dist, out):
     (out/"katex.min.css").write_text(re.sub(r',url\([^)]*\.(?:woff|ttf)\) format\("\w+"\)', "", css))
 
 
+def wrap_lines(match):
+    "Printed text with every line in an element that wraps, where one is longer than the column; a table, which has a rule, stays as it is"
+    lines = match[2].splitlines(keepends=True)
+    if max(map(len, lines), default=0) <= COLUMN or any(re.fullmatch(r"[- ]*---[- ]*\n?", line) for line in lines): return match[0]
+    return match[1] + "".join(f'<span class="line">{line}</span>' for line in lines) + match[3]
+
+
 def localise(text, page, out, base):
     """Point a page's HTML to local files: KaTeX, pages of this site, pictures; and give it what smalldocs leaves out.
 
-    That is the formulas of the table of contents, boxes that scroll within reach of the keyboard and with a sign that they do, a class for
-    pictures to keep large on a phone, a button to download a notebook."""
+    That is the formulas of the table of contents, printed sentences that wrap, boxes that scroll within reach of the keyboard and with a sign
+    that they do, a class for pictures to keep large on a phone, a button to download a notebook."""
     up = "../"*(len(page.out.parts) - 1)
     text = re.sub(rf'\s*<script src="{re.escape(layout.KATEX)}[^>]*></script>', "", text)
     text = text.replace(layout.KATEX, f"{up}site_libs/katex").replace(f'href="{base}', f'href="{up or "./"}')
@@ -142,6 +150,7 @@ def localise(text, page, out, base):
     for ident, heading in re.findall(r'<h\d[^>]* data-anchor-id="([^"]+)"[^>]*>(.*?)</h\d>', text):
         if 'class="math' in heading:  # the table of contents has its TeX as plain text
             text = re.sub(rf'( data-scroll-target="#{re.escape(ident)}">)[^<]*', lambda m, heading=heading: m[1] + heading, text)
+    text = re.sub(r'(<div class="cell-output cell-output-stdout">\s*<pre><code>)(.*?)(</code>)', wrap_lines, text, flags=re.DOTALL)
     text = text.replace("<pre", '<pre tabindex="0"').replace("</body>", f"{SCROLL_SCRIPT}</body>")
     if page.src.parts[0] in DOWNLOADS:
         button = f'<a class="btn btn-sm btn-outline-primary" href="{page.src.name}" download>Download this notebook</a>'
