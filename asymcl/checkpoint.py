@@ -16,8 +16,9 @@ import random
 import re
 import signal
 import sys
+import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.schedule import ParamScheduler
+from fastai.callback.tracker import TrackerCallback
 from fastcore.basics import patch
 from fastcore.foundation import L
 from filelock import FileLock, Timeout
@@ -110,11 +112,16 @@ def write_state(
     digest = hashlib.sha256(content).hexdigest()
     file = f"{name}-{digest[:16]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder/file, content)
-    write_atomic(folder/f"{name}.json", json.dumps(dict(format=1, tensors=file, sha256=digest, state=packed), indent=1))
-    for old in folder.glob(f"{name}-*.safetensors"):
-        if old.name != file: old.unlink(missing_ok=True)
-    for part in folder.glob(f".{name}[.-]*.part"): part.unlink(missing_ok=True)  # of writers that were killed
+    with FileLock(folder/f".{name}.lock"):
+        write_atomic(folder/file, content)
+        write_atomic(folder/f"{name}.json", json.dumps(dict(format=1, tensors=file, sha256=digest, state=packed), indent=1))
+        for old in folder.glob(f"{name}-*.safetensors"):
+            if old.name != file and _is_ours(old.name, name): old.unlink(missing_ok=True)
+        for part in folder.glob(f".{name}[.-]*.part"): part.unlink(missing_ok=True)  # of writers that were killed
+
+def _is_ours(file, name):
+    "Whether a file's name is of the form that `write_state` gives"
+    return re.fullmatch(re.escape(name) + r"-[0-9a-f]{16}\.safetensors", file)
 
 # %% ../nbs/api/checkpoint.ipynb #502bf9e4
 def read_state(
@@ -123,20 +130,24 @@ def read_state(
 ):  # the state, or None where there is none of this name
     "Read a state back. Raises ValueError, naming the file, for whatever is no whole state; nothing in a file is ever run."
     path = Path(folder)/f"{name}.json"
-    try: text = path.read_bytes()
-    except FileNotFoundError: return None
+    if not path.exists(): return None
     try:
-        described = json.loads(text)
-        if described["format"] != 1: raise ValueError(f"its format is {described['format']!r}, and only 1 can be read")
-        tensors = _read_tensors(path.parent, name, described["tensors"], described["sha256"])
-        return _unpack(described["state"], tensors)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError) as error:
+        try: return _read_whole(path, name)
+        except FileNotFoundError: return _read_whole(path, name)  # another process has just written the state anew
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
         raise ValueError(f"{path}: not a whole state of {name} ({' '.join(str(error).split())}); remove it, or copy it again") from error
 
 # %% ../nbs/api/checkpoint.ipynb #d1e49018
+def _read_whole(path, name):
+    "The state that a JSON describes; an error of some kind where it is not whole"
+    described = json.loads(path.read_bytes())
+    if described["format"] != 1: raise ValueError(f"its format is {described['format']!r}, and only 1 can be read")
+    tensors = _read_tensors(path.parent, name, described["tensors"], described["sha256"])
+    return _unpack(described["state"], tensors)
+
 def _read_tensors(folder, name, file, digest):
     "The tensors in a file of that digest; ValueError for another file"
-    if not re.fullmatch(re.escape(name) + r"-[0-9a-f]{16}\.safetensors", file): raise ValueError(f"{file!r} is no name of its tensors")
+    if not _is_ours(file, name): raise ValueError(f"{file!r} is no name of its tensors")
     content = (folder/file).read_bytes()
     if hashlib.sha256(content).hexdigest() != digest: raise ValueError(f"{file} is damaged, or another file: its SHA-256 is not {digest}")
     try: return safetensors.load(content)
@@ -199,12 +210,17 @@ def _restore(learn, state):
     _set_random_states(state["random"], learn.dls)
 
 # %% ../nbs/api/checkpoint.ipynb #5c15cea6
+def _name(value):
+    "A loss, optimiser or other function in words that are the same in every process"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
 def _described(learn, settings):
     "What must be the same for a training to go on"
     schedules = [cb.scheds for cb in learn.cbs if isinstance(cb, ParamScheduler)]
     schedule = {name: [np.asarray(f(i/8)).tolist() for i in range(9)] for scheds in schedules for name, f in scheds.items()}
     sizes = {name: list(v.shape) for name, v in learn.model.state_dict().items()}
-    return dict(settings, epochs=learn.n_epoch, batches=len(learn.dls.train), loss=str(learn.loss_func), schedule=schedule, weights=sizes)
+    return dict(settings, epochs=learn.n_epoch, batches=len(learn.dls.train), batch_size=learn.dls.train.bs, loss=_name(learn.loss_func),
+                optimizer=_name(learn.opt_func), schedule=schedule, weights=sizes)
 
 # %% ../nbs/api/checkpoint.ipynb #5b361616
 def _check_same(kept, now, folder):
@@ -225,6 +241,8 @@ class KeepEpochs(Callback):
     def before_fit(self):
         self.described, state = _described(self.learn, self.settings), read_state(self.folder, self.state_name)
         self.done, self.values = 0, []
+        if trackers := [cb.name for cb in self.learn.cbs if isinstance(cb, TrackerCallback)]:
+            raise ValueError(f"keep must be None beside callbacks that remember epochs, got {self.folder} and {', '.join(trackers)}")
         if state is None: return _check_writable(self.folder)
         try:
             _check_same(state["described"], self.described, self.folder)
@@ -250,6 +268,8 @@ def after_epoch(self: KeepEpochs):
 @patch
 def kept(self: KeepEpochs):
     "What is there, in words"
+    with suppress(ValueError, OSError):  # a signal may come between the writing of an epoch and its counting
+        if state := read_state(self.folder, self.state_name): self.done = state["done"]
     return f"{self.done} finished epochs of {self.state_name} are kept in {self.folder}, and the same call goes on"
 
 # %% ../nbs/api/checkpoint.ipynb #eb47a2a4
@@ -257,8 +277,7 @@ def _check_writable(folder):
     "Raise OSError where no file can be written into a folder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder/"trial", b"")
-        (folder/"trial").unlink()
+        with tempfile.TemporaryFile(dir=folder) as trial: trial.write(b"trial")
     except OSError as error: raise OSError(f"keep {folder} cannot be written ({error}); give another folder") from error
 
 # %% ../nbs/api/checkpoint.ipynb #d0e66922

@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.distributed import rank0_first
 from fastai.optimizer import SGD
 from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
@@ -47,7 +46,7 @@ from .losses import ACL, AFCL, CL, FCL
 from .metrics import UnweightedAccuracy, evaluate_predictions, unweighted_accuracy
 from .models import encode_all, encoder_width, projection_head, resnet_encoder, small_encoder
 from .own_images import from_csv, from_npz, image_folder
-from .two_stage import AcrossRanks, RandomViews, TwoStageLearner, across_ranks, fused_adam, precision_callbacks
+from .two_stage import AcrossRanks, RandomViews, TwoStageLearner, _Learner, across_ranks, fused_adam, precision_callbacks
 from .views import lesion_views, random_views
 
 # %% ../nbs/api/experiment.ipynb #3ab8f646
@@ -237,7 +236,8 @@ def _train_end_to_end(method, data, settings, cbs):
     late = [DeferredReweighting(counts)] if name == "ldam" else []
     common = [RandomViews(_views(settings)), AcrossRanks(DistributedMean), StopNonFinite(), *precision_callbacks(settings.precision)]
     loss, model = classifier_loss_function(name, counts), nn.Sequential(encoder, head)
-    learn = Learner(dls, model, loss_func=loss, opt_func=make_optimizer(settings), metrics=UnweightedAccuracy(), cbs=[*common, *late, *cbs])
+    learn = _Learner(dls, model, loss_func=loss, opt_func=make_optimizer(settings), metrics=UnweightedAccuracy(),
+                     cbs=[*common, *late, *cbs])
     with across_ranks(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(settings.epochs, settings.lr, **_momentum(settings))
     return encoder, learn, head
 
@@ -485,7 +485,9 @@ def _train(job, data, on_epoch):
     method, seed = job.methods[0], job.seeds[0]
     tell = [_AfterEpoch(partial(on_epoch, method, seed))] if on_epoch else []
     try: return run_method(method, seed, data, job, tell)
-    except (ValueError, RuntimeError) as e: raise type(e)(f"{method} with seed {seed}: {e}") from e
+    except (ValueError, RuntimeError) as e:
+        kind = ValueError if isinstance(e, UnicodeError) else type(e)  # which is not made of a text
+        raise kind(f"{method} with seed {seed}: {e}") from e
 
 class _Loader:
     "The data of a job, kept until another job asks for other data"

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 # %% ../nbs/api/two_stage.ipynb #3be4b5c4
 from .baselines import classifier_loss_function, head_for_loss
-from .checkpoint import fit_kept, read_state, versions, write_state
+from .checkpoint import _name, fit_kept, read_state, versions, write_state
 from .datasets import SharedLoader, TensorLoader
 from .distributed import DistributedLoss, chunk_next_call, gather_rows, join_ranks, world_size
 from .guards import StopNonFinite, WatchEmbeddings
@@ -60,12 +60,20 @@ def _check_precision(precision, device):
 # %% ../nbs/api/two_stage.ipynb #29a09947
 class Precision(MixedPrecision):
     "Mixed precision on the learner's own device: 'bf16' anywhere, 'fp16' on CUDA"
+    inside = False  # of autocast
     def before_fit(self):
         device = next(self.model.parameters()).device.type
         if device == "cuda": return super().before_fit()
         _check_precision(self.amp_mode.value, device)
         self.autocast, self.scales = torch.autocast(device, dtype=torch.bfloat16), L()
         self.learn.scaler = torch.amp.GradScaler(device, enabled=False)
+    def before_batch(self):
+        self.inside = True
+        super().before_batch()
+    def after_loss(self): self.leave()
+    def leave(self):
+        if self.inside: super().after_loss()
+        self.inside = False
 
 # %% ../nbs/api/two_stage.ipynb #55d4036f
 def precision_callbacks(
@@ -94,7 +102,8 @@ class AcrossRanks(Callback):
     def after_batch(self):
         if self.training or not (self.inside and isinstance(self.dl, SharedLoader)): return
         self.learn.pred, *self.learn.yb = (torch.cat(gather_rows(x)) for x in (self.pred, *self.yb))
-    def after_fit(self):
+    def after_fit(self): self.leave()
+    def leave(self):
         if not self.inside: return
         self.inside = False
         self.own_random_state.__exit__(None, None, None)
@@ -132,6 +141,15 @@ def fused_adam(
     groups = [dict(params=[p for p in params if p.ndim > 1]), dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.)]
     return OptimWrapper(opt=torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True))
 
+# %% ../nbs/api/two_stage.ipynb #a04c0151
+class _Learner(Learner):
+    "A Learner whose callbacks leave what they have entered, however a training ends"
+    def fit(self, *args, **kwargs):
+        try: return super().fit(*args, **kwargs)
+        finally:
+            for cb in self.cbs:
+                if hasattr(cb, "leave"): cb.leave()
+
 # %% ../nbs/api/two_stage.ipynb #edf11363
 class TwoStageLearner:
     "A contrastive stage and a classification stage over one encoder"
@@ -152,7 +170,8 @@ class TwoStageLearner:
         self.width = encoder_width(encoder, dls.valid.one_batch()[0])
         model = nn.Sequential(encoder, projection_head(self.width, embedding_size))
         cbs = [RandomViews(make_views), AcrossRanks(), StopNonFinite(), WatchEmbeddings(), *precision_callbacks(precision), *L(cbs)]
-        self.contrastive = Learner(dls, model, loss_func=loss, opt_func=opt_func, metrics=KnnAccuracy(), cbs=cbs)
+        self.contrastive = _Learner(dls, model, loss_func=loss, opt_func=opt_func, metrics=KnnAccuracy(), cbs=cbs)
+        self.make_views, self.precision = make_views, precision
         self._classifier = self._encoder_state = None
 
 # %% ../nbs/api/two_stage.ipynb #6365f310
@@ -164,8 +183,9 @@ def fit_contrastive(self: TwoStageLearner,
     **kwargs,  # further arguments of fit_one_cycle
 ):
     "Stage 1: train encoder and projection head. Raises ValueError for a folder of another training, OSError for one that cannot be used."
-    data = getattr(self.dls, "image_data", None)
-    settings = dict(classes=self.classes, data=data and data.fingerprint())
+    data, sampler = (getattr(of, name, None) for of, name in ((self.dls, "image_data"), (self.dls.train, "sampler")))
+    settings = dict(classes=self.classes, data=data and data.fingerprint(), views=_name(self.make_views), precision=self.precision,
+                    sampler=sampler and list(map(float, sampler.quotas)))
     _fit(self.contrastive, keep, "stage_1", settings, epochs, lr, **kwargs)
 
 # %% ../nbs/api/two_stage.ipynb #5e001a32
@@ -236,7 +256,7 @@ def fit_classifier(self: TwoStageLearner,
 ):
     "Stage 2: train the classification head; a further call goes on, or starts a new head if the encoder has changed"
     if self._classifier is None or self._encoder_state != self._encoder_digest(): self.new_classifier()
-    settings = dict(classifier_loss=str(self.classifier_loss), encoder=self._encoder_state)
+    settings = dict(classifier_loss=_name(self.classifier_loss), encoder=self._encoder_state)
     _fit(self._classifier, keep, "stage_2", settings, epochs, lr, **kwargs)
 
 # %% ../nbs/api/two_stage.ipynb #b0292525
@@ -299,7 +319,7 @@ def trained_model(self: TwoStageLearner) -> TrainedModel:
     temperature = fit_temperature(logits, valid_y)
     metrics = evaluate_predictions((logits/temperature).softmax(1), valid_y, self.classes, train_proportions=self._counts)
     data = getattr(self.dls, "image_data", None)
-    about = dict(loss=str(self.contrastive.loss_func), classifier_loss=str(self.classifier_loss), train_counts=self._counts.tolist(),
+    about = dict(loss=_name(self.contrastive.loss_func), classifier_loss=_name(self.classifier_loss), train_counts=self._counts.tolist(),
                  data=data and data.name, fingerprint=data and data.fingerprint(), versions=versions(),
                  valid_metrics={name: value for name, value in metrics.items() if value == value})
     valid, fit = self.dls.valid, data.fit if data else "squish"
@@ -335,6 +355,7 @@ def load(self: TwoStageLearner,
     try:
         if state["classes"] != self.classes: raise ValueError(f"its classes are {state['classes']}, those of the learner {self.classes}")
         model_of(state, deepcopy(self.encoder))
+        deepcopy(self.contrastive.model[1]).load_state_dict(state["projection_head"])
         self.contrastive.model[1].load_state_dict(state["projection_head"])
         self.encoder.load_state_dict(state["encoder_weights"])
         self.new_classifier().model.load_state_dict(state["head_weights"])

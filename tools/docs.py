@@ -128,7 +128,7 @@ def ship_katex(dist, out):
 
 
 def wrap_lines(match):
-    "Printed text with every line in an element that wraps, where one is longer than the column; a table, which has a rule, stays as it is"
+    "Printed text, each line in an element that wraps, where one is longer than the column; a table, which has a rule, stays"
     lines = match[2].splitlines(keepends=True)
     if max(map(len, lines), default=0) <= COLUMN or any(re.fullmatch(r"[- ]*---[- ]*\n?", line) for line in lines): return match[0]
     return match[1] + "".join(f'<span class="line">{line}</span>' for line in lines) + match[3]
@@ -137,8 +137,8 @@ def wrap_lines(match):
 def localise(text, page, out, base):
     """Point a page's HTML to local files: KaTeX, pages of this site, pictures; and give it what smalldocs leaves out.
 
-    That is the formulas of the table of contents, printed sentences that wrap, boxes that scroll within reach of the keyboard and with a sign
-    that they do, a class for pictures to keep large on a phone, a button to download a notebook."""
+    That is the formulas of the table of contents, printed sentences that wrap, boxes that scroll within reach of the keyboard and with a
+    sign that they do, a class for pictures to keep large on a phone, a button to download a notebook."""
     up = "../"*(len(page.out.parts) - 1)
     text = re.sub(rf'\s*<script src="{re.escape(layout.KATEX)}[^>]*></script>', "", text)
     text = text.replace(layout.KATEX, f"{up}site_libs/katex").replace(f'href="{base}', f'href="{up or "./"}')
