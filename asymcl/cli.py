@@ -16,11 +16,10 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=Futur
 # %% ../nbs/api/cli.ipynb #808b3baa
 import argparse
 import re
-import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ import torch
 from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastprogress.fastprogress import progress_bar
 
-from .checkpoint import write_atomic
+from .checkpoint import _stoppable, write_atomic
 from .distributed import join_ranks, leave_ranks
 from .experiment import HEADS, METHODS, VARIED, Reading, Settings, check_settings, compare, plan, resolved
 from .own_images import BadImages
@@ -50,6 +49,7 @@ def _names(text): return tuple(part.strip() for part in text.split(",") if part.
 def _several(one):
     "Reader of one value, or of several with commas between, as a tuple"
     def read(text): return tuple(one(part) for part in _names(text)) or (one(text),)
+    read.__name__ = one.__name__.strip("_")  # in argparse's errors
     return read
 
 def _alpha(text): return None if text == "none" else float(text)
@@ -65,8 +65,8 @@ def _classes(text): return text if text == "all" else _names(text)
 
 def _seeds(text):
     "'3' to (0, 1, 2), '5,7' to (5, 7)"
-    if not all(s.isdecimal() for s in _names(text)) or "," not in text and (len(text) > 6 or not text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"must be a number of seeds, as 3, or a list of seeds, as 5,7, got {text!r}")
+    if not all(s.isdecimal() and len(s) < 10 for s in _names(text)) or "," not in text and (len(text) > 6 or not text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be a number of seeds, as 3, or a list of seeds below 10**9, as 5,7, got {text!r}")
     return tuple(map(int, _names(text))) if "," in text else tuple(range(int(text)))
 
 # %% ../nbs/api/cli.ipynb #7b6a984d
@@ -234,6 +234,17 @@ def _stop(number, frame):
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
+# %% ../nbs/api/cli.ipynb #b4d890d8
+@contextmanager
+def _made(folder):
+    "Make a folder where it is not there; one that was made and is empty at the end is taken away again"
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try: yield
+    finally:
+        with suppress(OSError):  # it is not empty
+            if new: folder.rmdir()
+
 # %% ../nbs/api/cli.ipynb #3a7d9af3
 def _finish(folder, settings, data, runs):
     "Report first, so that nothing that happens to the terminal can cost it; then the table"
@@ -249,7 +260,7 @@ def _message(parser, error):
     text = re.sub(r"Exception occured in `\w+` when calling event `\w+`:\s*", "", str(error))  # how fastai announces a callback's error
     text = text.replace("on_error='skip'", "--on-error skip").replace("cache=False", "--cache")
     for option in parser._actions:
-        if "_" in option.dest: text = re.sub(rf"\b{option.dest}\b", option.option_strings[-1], text)
+        if "_" in option.dest or option.dest == "heads": text = re.sub(rf"\b{option.dest}\b", option.option_strings[-1], text)
     return text if isinstance(error, BadImages) or "\n  " in text else " ".join(text.split())
 
 @contextmanager
@@ -264,8 +275,10 @@ def _end(parser, folder, settings, done, ended):
     "Report what was done, and say how it ended: None, or exit code and text"
     if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if ended and folder: print()  # after the progress bar
-    if done: _finish(folder, settings, *done)
-    elif folder and not any((folder/"records").glob("*.json")): shutil.rmtree(folder)
+    try:
+        if done: _finish(folder, settings, *done)
+    except KeyboardInterrupt: ended = ended or (130, "stopped")
+    except (OSError, ValueError, RuntimeError) as e: ended = ended or (2, f"error: the report could not be made ({e})")
     if not ended: return 0
     no_runs = ", no run was done" if ended[0] == 130 else "" if folder else f" (see {parser.prog} --help)"
     what = f"; the runs that were done are in {folder}" if done else no_runs
@@ -285,13 +298,12 @@ def compare_command(
         if options.dry_run: return _show_plan(settings, grid, place)
         join_ranks()
         if rank_distrib(): return _follow(settings, grid, place)
-        if num_distrib() > 1: signal.signal(signal.SIGTERM, _stop)
-        (place/"records").mkdir(parents=True, exist_ok=True)
-        folder = place
-        with _plain_warnings(parser.prog):
+        with _stoppable(), _plain_warnings(parser.prog), _made(place), _made(place/"records"):
+            if num_distrib() > 1: signal.signal(signal.SIGTERM, _stop)
+            folder = place
             for so_far in _run_all(settings, grid, folder): done = so_far
         leave_ranks()
-    except KeyboardInterrupt: ended = (130, "stopped")
+    except (KeyboardInterrupt, SystemExit) as e: ended = (getattr(e, "code", 130), "stopped")
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, f"error: {_message(parser, e)}")
     return _end(parser, folder, settings, done, ended)
 
@@ -318,6 +330,8 @@ def _tune(options, folder):
     settings, grid = _settings(options)
     if grid: raise ValueError(f"{' and '.join(grid)} must have one value each, with which the search begins")
     check_fresh(settings.seeds, options.search_seeds)
+    if folder.exists() and not (folder/"study.log").is_file():
+        raise ValueError(f"{folder} exists already and holds no study; give another --name")
     def on_trial(method, n, best): print(f"{method}: trial {n} of {options.trials}, best validation UWA {best:.3f}", flush=True)
     trial = replace(settings, seeds=options.search_seeds)
     studies = {method: search(method, trial, folder, options.trials, on_trial) for method in settings.methods}
@@ -340,8 +354,9 @@ def tune_command(
     folder = options.out/options.name
     try:
         if options.device: _use_device(options.device)
-        with _plain_warnings(parser.prog): _finish(folder, *_tune(options, folder))
-    except KeyboardInterrupt: parser.exit(130, f"{parser.prog}: stopped; the trials that were done are kept in {folder}\n")
+        with _stoppable(), _plain_warnings(parser.prog): _finish(folder, *_tune(options, folder))
+    except (KeyboardInterrupt, SystemExit) as e:
+        parser.exit(getattr(e, "code", 130), f"{parser.prog}: stopped; the trials that were done are kept in {folder}\n")
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
         parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}\n")
     return 0

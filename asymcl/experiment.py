@@ -466,9 +466,10 @@ def _do(job, data, on_epoch, path):
     try:
         with nullcontext() if num_distrib() > 1 else FileLock(path.with_suffix(".lock")).acquire(timeout=0):
             if path.exists() and num_distrib() < 2: return read_record(path)[1]
-            runs = _train(job, data, on_epoch)
-            if not rank_distrib(): _write_record(path, job, data, runs)
-            path.with_suffix(".lock").unlink(missing_ok=True)  # whoever waits for it finds the record
+            try:
+                runs = _train(job, data, on_epoch)
+                if not rank_distrib(): _write_record(path, job, data, runs)
+            finally: path.with_suffix(".lock").unlink(missing_ok=True)  # whoever waits for it finds the record
             return runs
     except Timeout: return None
 

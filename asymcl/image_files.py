@@ -266,7 +266,7 @@ def _lock(path): return FileLock(path.with_suffix(".lock"))
 
 def _clear_parts(folder):
     "Remove what killed writers left"
-    for part in folder.glob("*.part"):
+    for part in folder.glob("[0-9a-f]" * 32 + ".part"):  # not those of somebody else
         try:
             with _lock(part).acquire(timeout=0): part.unlink(missing_ok=True)
         except Timeout: pass  # its writer is alive

@@ -25,7 +25,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 from .baselines import NormalizedLinear
-from .checkpoint import read_state, write_state
+from .checkpoint import read_state, write_atomic, write_state
 from .datasets import normalized
 from .image_files import ImageFile, load_images
 from .models import build_encoder, encode
@@ -115,11 +115,12 @@ def threshold_for_recall(
     positive,  # (m,) bool: images that are of the class
     recall,  # required share of them, in (0, 1]
 ):  # float
-    "Highest threshold t such that `scores >= t` finds the share of positives. Raises ValueError where there is no positive."
+    "Highest threshold t, less 1e-6, such that `scores >= t` finds the share of positives. Raises ValueError where there is none."
     if not 0 < recall <= 1: raise ValueError(f"recall must be in (0, 1], got {recall}")
     found = scores[positive].sort(descending=True).values
     if not len(found): raise ValueError("recall needs validation images of the class, and there is none")
-    return found[math.ceil(recall*len(found) - 1e-9) - 1].item()
+    lowest = found[max(1, math.ceil(recall*len(found) - 1e-9)) - 1].item()
+    return max(0., lowest - 1e-6)  # the same image in another batch may differ by rounding
 
 # %% ../nbs/api/inference.ipynb #5039a49b
 class Threshold(NamedTuple):
@@ -205,20 +206,34 @@ def model_of(
     return model
 
 # %% ../nbs/api/inference.ipynb #b5b7215f
+def _texts(values): return isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
+
+def _fits(t, *shape):
+    "Whether t is a tensor of that shape, where None is any size"
+    return isinstance(t, torch.Tensor) and t.ndim == len(shape) and all(b in (None, a) for a, b in zip(t.shape, shape, strict=True))
+
+def _labelled(t, labels, n, *shape):
+    "Whether t is finite and of that shape for each image, and labels are of n classes, one for each image"
+    whole = _fits(t, None, *shape) and _fits(labels, len(t)) and labels.dtype == torch.int64
+    return whole and bool(t.isfinite().all()) and (not len(t) or 0 <= labels.min() and labels.max() < n)
+
+# %% ../nbs/api/inference.ipynb #8edb6805
 def _check(model):
     "Raise ValueError where the parts of a model from a file do not fit together"
-    channels, height, width = model.image_shape
-    with torch.no_grad(): logits = model.head(encode(model.encoder, torch.zeros(1, channels, height, width)))
-    n = len(model.classes)
-    ends = (model.valid_logits, (n,)), (model.valid_labels, ()), (model.mean, ()), (model.std, ())
-    sizes = [t is None or t.shape[1:] == end for t, end in ends]
-    stats = (model.mean is None) == (model.std is None) and (model.mean is None or len(model.mean) == len(model.std) == channels)
-    gallery = model.gallery is None or len({len(part) for part in model.gallery}) == 1
-    names = all(isinstance(c, str) for c in model.classes) and len(set(model.classes)) == n
-    numbers = type(model.temperature) is float and 1e-3 <= model.temperature <= 1e3
-    numbers = numbers and type(model.batch_size) is int and model.batch_size > 0
-    if not (logits.shape == (1, n) and all(sizes) and stats and gallery and names and numbers and model.fit in ("squish", "crop", "pad")):
-        raise ValueError("its parts do not fit together")
+    (channels, height, width), n, counts = model.image_shape, len(model.classes), (model.about or {}).get("train_counts")
+    with torch.no_grad(): features = encode(model.encoder, torch.zeros(1, channels, height, width))
+    near = model.gallery
+    sound = (
+        _fits(model.head(features), 1, n) and model.fit in ("squish", "crop", "pad"),
+        model.mean is model.std is None or _fits(model.mean, channels) and _fits(model.std, channels),
+        model.valid_logits is model.valid_labels is None or _labelled(model.valid_logits, model.valid_labels, n, n),
+        near is None or _texts(near.names) and _labelled(near.features, near.labels, n, features.shape[1]),
+        near is None or len(near.names) == len(near.labels),
+        _texts(model.classes) and len(set(model.classes)) == n,
+        counts is None or isinstance(counts, list) and [type(c) for c in counts] == [int]*n,
+        type(model.temperature) is float and 1e-3 <= model.temperature <= 1e3,
+        type(model.batch_size) is int and model.batch_size > 0)
+    if not all(sound): raise ValueError("its parts do not fit together")
 
 # %% ../nbs/api/inference.ipynb #7d844d96
 def load_model(
@@ -274,7 +289,10 @@ def image_paths(
 
 def _images_below(folder):
     "Image files in and below a folder; folders that are links are not entered"
-    found = sorted(Path(where, name) for where, _, names in os.walk(folder) for name in names if name.lower().endswith(_ENDINGS))
+    closed = []  # folders that cannot be read: files with a problem, as it were
+    found = [Path(where, name) for where, _, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename)))
+             for name in names if name.lower().endswith(_ENDINGS)]
+    found = sorted(found + closed)
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 # %% ../nbs/api/inference.ipynb #eb28f8b3
@@ -316,5 +334,6 @@ def export_onnx(self: TrainedModel,
     "Write the model for ONNX run-times: `images` as for `exported` to `probabilities`. Raises RuntimeError without the extra `onnx`."
     try: import onnx, onnxscript  # noqa: E401, F401
     except ImportError as error: raise RuntimeError("ONNX export needs two packages more: python -m pip install onnx onnxscript") from error
-    torch.onnx.export(self.exported(), (), str(path), input_names=["images"], output_names=["probabilities"], dynamo=True,
-                      dynamic_shapes=({0: "n"},), external_data=False, verbose=False)
+    program = torch.onnx.export(self.exported(), (), input_names=["images"], output_names=["probabilities"], dynamo=True,
+                                dynamic_shapes=({0: "n"},), verbose=False)
+    write_atomic(path, program.model_proto.SerializeToString())

@@ -21,7 +21,7 @@ from .cli import _message, _Parser, _use_device
 import numpy as np
 from fastai.torch_core import default_device
 
-from .checkpoint import write_atomic
+from .checkpoint import _stoppable, write_atomic
 from .inference import decide, image_paths, load_model
 
 # %% ../nbs/api/predict.ipynb #e6bd8984
@@ -44,8 +44,9 @@ def _parser():
 # %% ../nbs/api/predict.ipynb #6c676b55
 def _check_outputs(options):
     "Raise an error for files that could not, or should not, be written"
-    for file in (options.out, options.embeddings):
-        if file is None: continue
+    files = [file for file in (options.out, options.embeddings) if file is not None]
+    if len({file.resolve() for file in files}) < len(files): raise ValueError(f"--out and --embeddings must differ, got {files[0]} twice")
+    for file in files:
         if file.exists(): raise FileExistsError(f"{file} exists already; give another name")
         if not file.parent.is_dir(): raise FileNotFoundError(f"there is no folder {str(file.parent)!r} for {file.name}")
     if options.rare is not None and options.recall is None: raise ValueError("--rare is of use with --recall only")
@@ -78,16 +79,26 @@ def _row(answer, model, threshold, neighbours):
     return [answer.file, model.classes[label], f"{p[label]:.6g}", *(f"{q:.6g}" for q in p.tolist()), *near, ""]
 
 # %% ../nbs/api/predict.ipynb #85d115ae
+def _features(answers, width):
+    "The features of all answers in the format of .npy, NaN for a file with a problem"
+    missing, content = np.full(width, np.nan, dtype=np.float32), io.BytesIO()
+    np.save(content, np.stack([missing if a.problem else a.features.numpy() for a in answers]), allow_pickle=False)
+    return content.getvalue()
+
 @contextmanager
-def _writer(out):
-    "A csv writer to standard output, or to a file that is written at the end"
-    if out is None:
-        if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
-        yield csv.writer(sys.stdout, lineterminator="\n")
-        return sys.stdout.flush()
-    text = io.StringIO()
-    try: yield csv.writer(text, lineterminator="\n")
-    finally: write_atomic(out, text.getvalue().encode(errors="surrogateescape"))
+def _writer(options, answers, width):
+    "A csv writer to standard output or for a file; files are written at the end, however it comes, and removed where nothing was done"
+    text, files = io.StringIO(), [file for file in (options.out, options.embeddings) if file is not None]
+    if options.out is None and hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
+    try:
+        for file in files: write_atomic(file, b"")
+        yield csv.writer(text if options.out else sys.stdout, lineterminator="\n")
+    finally:
+        if options.embeddings and answers: write_atomic(options.embeddings, _features(answers, width))
+        if options.out and answers: write_atomic(options.out, text.getvalue().encode(errors="surrogateescape"))
+        if not answers:
+            for file in files: file.unlink(missing_ok=True)
+    if options.out is None: sys.stdout.flush()
 
 # %% ../nbs/api/predict.ipynb #1763eead
 def _predict(options, answers):
@@ -97,16 +108,11 @@ def _predict(options, answers):
     threshold, files = _threshold(model, options), image_paths(options.paths)
     width = model.head.weight.shape[1]
     if options.neighbours: model.nearest(model.head.weight.new_zeros(1, width), options.neighbours)  # refused before the first file
-    with _writer(options.out) as writer:
+    with _writer(options, answers, width) as writer:
         writer.writerow(_columns(model, options.neighbours))
         for answer in model.predict_files(files):
             writer.writerow(_row(answer, model, threshold, options.neighbours))
             answers.append(answer._replace(probabilities=None, features=answer.features if options.embeddings else None))
-    if options.embeddings:
-        missing = np.full(width, np.nan, dtype=np.float32)
-        content = io.BytesIO()
-        np.save(content, np.stack([missing if a.problem else a.features.numpy() for a in answers]), allow_pickle=False)
-        write_atomic(options.embeddings, content.getvalue())
 
 # %% ../nbs/api/predict.ipynb #fa104378
 def predict_command(
@@ -116,13 +122,15 @@ def predict_command(
     parser, answers = _parser(), []
     options = parser.parse_args(arguments)
     options.prog = parser.prog
+    def kept(): return f"; the rows of {len(answers)} files are in {options.out}" if options.out and answers else ""
     try:
         _use_device(options.device or "cpu")
-        _predict(options, answers)
-    except KeyboardInterrupt: parser.exit(130, f"{parser.prog}: stopped after {len(answers)} files\n")
+        with _stoppable(): _predict(options, answers)
+    except (KeyboardInterrupt, SystemExit) as e:
+        parser.exit(getattr(e, "code", 130), f"{parser.prog}: stopped after {len(answers)} files{kept()}\n")
     except BrokenPipeError: parser.exit(2)  # whoever reads has gone, as `head` does
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
-        parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}\n")
+        parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}{kept()}\n")
     bad = [f"  {a.file}: {a.problem}" for a in answers if a.problem]
     if bad: print(f"{parser.prog}: {len(bad)} of {len(answers)} files could not be read", *bad, sep="\n", file=sys.stderr)
     return 1 if bad else 0

@@ -9,7 +9,7 @@ __all__ = ['SPACE', 'Suggestion', 'suggest', 'tried', 'search', 'chosen', 'plot_
 
 # %% ../nbs/api/tune.ipynb #09da526b
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ import numpy as np
 
 # %% ../nbs/api/tune.ipynb #62f44fe2
 from .checkpoint import write_atomic
-from .experiment import _LOSS_FIELDS, check_settings, compare
+from .experiment import _LOSS_FIELDS, check_settings, compare, load_data, plain_json, resolved
+from .guards import NonFiniteError
 from .imbalance import _numbers, chance_of_fewer
 from .plots import _colour, _marker, _panels
 
@@ -93,8 +94,8 @@ def _proposed(trial, method, settings):
 def _score(settings, folder):
     "Mean validation score of a trial's runs; 0 for one that diverges"
     try: runs = [run for _, run in compare(settings, folder=folder)]
-    except ValueError as error:
-        if "must be finite" not in str(error): raise
+    except (NonFiniteError, ValueError) as error:
+        if isinstance(error, ValueError) and "must be finite" not in str(error): raise
         return 0.
     return float(np.mean([run.valid_metrics["unweighted_accuracy"] for run in runs[::len(settings.heads)]]))
 
@@ -109,9 +110,26 @@ def _optuna():
 def _study(folder, method, seed):
     "The study of a method in the folder's journal, made where it is not there"
     optuna = _optuna()
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(Path(folder)/"study.log")))
-    sampler = optuna.samplers.TPESampler(seed=seed)
-    return optuna.create_study(storage=storage, sampler=sampler, study_name=method, direction="maximize", load_if_exists=True)
+    sampler, path = optuna.samplers.TPESampler(seed=seed), Path(folder)/"study.log"
+    try:
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        return optuna.create_study(storage=storage, sampler=sampler, study_name=method, direction="maximize", load_if_exists=True)
+    except (AssertionError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a study that can be gone on with ({error!r}); give another folder") from error
+
+# %% ../nbs/api/tune.ipynb #d4b9d8c3
+def _asked(method, settings):
+    "What all trials of a method have in common, for JSON"
+    job = replace(resolved(settings), methods=(method,))
+    fixed = {name: value for name, value in asdict(job).items() if name not in tried(method)}
+    return json.loads(json.dumps(plain_json(fixed | dict(source=None, reading=None, data=load_data(job, job.seeds[0]).fingerprint()))))
+
+def _check_asked(study, asked, folder):
+    "Raise ValueError for a study of something else; a new one is given the note"
+    kept = study.user_attrs.get("asked")
+    if kept is None: return study.set_user_attr("asked", asked)
+    other = [f"{name} {kept.get(name)!r}, now {value!r}" for name, value in asked.items() if kept.get(name) != value]
+    if other: raise ValueError(f"{folder} holds a study of {study.study_name} with other settings ({'; '.join(other)}): give another one")
 
 # %% ../nbs/api/tune.ipynb #213bd83f
 def search(
@@ -128,6 +146,7 @@ def search(
     records = Path(folder)/"records"
     records.mkdir(parents=True, exist_ok=True)
     study = _study(folder, method, settings.seeds[0])
+    _check_asked(study, _asked(method, settings), folder)
     if not study.trials: study.enqueue_trial({name: getattr(settings, name) for name in tried(method)})
     while (done := sum(trial.state.is_finished() for trial in study.trials)) < trials:
         study.optimize(lambda trial: _score(_proposed(trial, method, settings), records), n_trials=1)

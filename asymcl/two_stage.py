@@ -68,6 +68,7 @@ class Precision(MixedPrecision):
         self.autocast, self.scales = torch.autocast(device, dtype=torch.bfloat16), L()
         self.learn.scaler = torch.amp.GradScaler(device, enabled=False)
     def before_batch(self):
+        self.leave()  # where a batch was cancelled
         self.inside = True
         super().before_batch()
     def after_loss(self): self.leave()

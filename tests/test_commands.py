@@ -2,8 +2,11 @@
 import csv
 import json
 import re
+import signal
 import subprocess
+import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,38 @@ def test_bad_options_exit_2_with_one_line(arguments, tmp_path):
     assert done.stderr.startswith("asymcl-compare: error: ") and done.stderr.count("\n") == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert not any((tmp_path / "runs").glob("*"))
+
+
+MODEL = """
+from PIL import Image
+from asymcl.datasets import fashion_mnist
+from asymcl.losses import CL
+from asymcl.models import small_encoder
+from asymcl.two_stage import TwoStageLearner
+from pathlib import Path
+
+data = fashion_mnist(train_total=200)
+learn = TwoStageLearner(data.dls(50), small_encoder(), CL())
+learn.new_classifier()
+learn.save("model")
+Path("images").mkdir()
+for i, image in enumerate(data.images[:100]): Image.fromarray(image[0].numpy()).save(f"images/{i}.png")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGTERM that a process can answer")
+def test_predict_answers_sigterm_with_a_line_and_the_rows_so_far(tmp_path):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", MODEL], cwd=tmp_path, check=True)
+    command = [SCRIPTS / "asymcl-predict", "model", *["images"] * 200, "--out", "rows.csv"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "rows.csv").exists():
+        assert process.poll() is None
+        time.sleep(.01)
+    time.sleep(.5)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    done = int(re.search(r"stopped after (\d+) files", said)[1])
+    assert 0 <= done < 20_000
+    if done: assert len(list(csv.DictReader((tmp_path / "rows.csv").open()))) == done
+    else: assert not (tmp_path / "rows.csv").exists()
