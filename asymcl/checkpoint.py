@@ -223,11 +223,11 @@ def _described(learn, settings):
                 optimizer=_name(learn.opt_func), schedule=schedule, weights=sizes)
 
 # %% ../nbs/api/checkpoint.ipynb #5b361616
-def _check_same(kept, now, folder):
-    "Raise ValueError where a kept training had other settings"
+def _check_same(kept, now, what):
+    "Raise ValueError where what is kept, such as 'keep FOLDER holds a training', had other settings"
     def short(value): return repr(value) if len(repr(value)) < 60 else "others"
     other = [f"{k} {short(kept.get(k))}, now {short(now.get(k))}" for k in {**now, **kept} if kept.get(k) != now.get(k)]
-    if other: raise ValueError(f"keep {folder} holds a training with other settings ({'; '.join(other)}): give another folder")
+    if other: raise ValueError(f"{what} with other settings ({'; '.join(other)}): give another folder")
 
 # %% ../nbs/api/checkpoint.ipynb #97be43bb
 class KeepEpochs(Callback):
@@ -245,7 +245,7 @@ class KeepEpochs(Callback):
             raise ValueError(f"keep must be None beside callbacks that remember epochs, got {self.folder} and {', '.join(trackers)}")
         if state is None: return _check_writable(self.folder)
         try:
-            _check_same(state["described"], self.described, self.folder)
+            _check_same(state["described"], self.described, f"keep {self.folder} holds a training")
             _restore(self.learn, state)
             self.done, self.values = state["done"], state["figures"]["values"]
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:

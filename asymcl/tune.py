@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 # %% ../nbs/api/tune.ipynb #62f44fe2
-from .checkpoint import write_atomic
+from .checkpoint import _check_same, write_atomic
 from .experiment import _LOSS_FIELDS, check_settings, compare, load_data, plain_json, resolved
 from .guards import NonFiniteError
 from .imbalance import _numbers, chance_of_fewer
@@ -94,8 +94,9 @@ def _proposed(trial, method, settings):
 def _score(settings, folder):
     "Mean validation score of a trial's runs; 0 for one that diverges"
     try: runs = [run for _, run in compare(settings, folder=folder)]
-    except (NonFiniteError, ValueError) as error:
-        if isinstance(error, ValueError) and "must be finite" not in str(error): raise
+    except NonFiniteError: return 0.
+    except ValueError as error:
+        if "must be finite" not in str(error): raise
         return 0.
     return float(np.mean([run.valid_metrics["unweighted_accuracy"] for run in runs[::len(settings.heads)]]))
 
@@ -128,8 +129,7 @@ def _check_asked(study, asked, folder):
     "Raise ValueError for a study of something else; a new one is given the note"
     kept = study.user_attrs.get("asked")
     if kept is None: return study.set_user_attr("asked", asked)
-    other = [f"{name} {kept.get(name)!r}, now {value!r}" for name, value in asked.items() if kept.get(name) != value]
-    if other: raise ValueError(f"{folder} holds a study of {study.study_name} with other settings ({'; '.join(other)}): give another one")
+    _check_same(kept, asked, f"{folder} holds a study of {study.study_name}")
 
 # %% ../nbs/api/tune.ipynb #213bd83f
 def search(
