@@ -22,9 +22,10 @@ from .fused import fused_losses
 def _log_probabilities(scores, own):
     "Exact log p and log(1 - p) of every pair, each (anchors, columns); zero where `own` marks an anchor's own column"
     scores = scores.masked_fill(own, -torch.inf)
-    total = scores.logsumexp(1, keepdim=True)
-    highest, column = scores.max(1, keepdim=True)
-    top = torch.zeros_like(own).scatter(1, column, highest - total > math.log(0.5))
+    column = scores.argmax(1, keepdim=True)
+    scores = scores - scores.gather(1, column).detach()
+    total = scores.logsumexp(1, keepdim=True)  # 0 to log(m): beside scores of 1e9 it would be rounded away
+    top = torch.zeros_like(own).scatter(1, column, total < math.log(2))
     rest = scores.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True)
     logit = scores.gather(1, column) - rest
     log_p = torch.where(top, F.logsigmoid(logit), (scores - total).masked_fill(own, 0))
