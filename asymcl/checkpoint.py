@@ -15,6 +15,7 @@ import platform
 import random
 import re
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -28,6 +29,7 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
+from fastai.torch_core import to_device
 from fastcore.basics import patch
 from fastcore.foundation import L
 from filelock import FileLock, Timeout
@@ -42,8 +44,9 @@ def write_atomic(
     path,  # of the file
     content,  # str or bytes
 ):
-    "Write a file so that it is there whole or as it was"
+    "Write a file so that it is there whole or as it was. Raises OSError where that is not possible."
     path = Path(path)
+    if not path.parent.is_dir(): raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
@@ -113,15 +116,33 @@ def write_state(
     file = f"{name}-{digest[:16]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder/f".{name}.lock"):
+        _check_foreign(folder/f"{name}.json")
         write_atomic(folder/file, content)
         write_atomic(folder/f"{name}.json", json.dumps(dict(format=1, tensors=file, sha256=digest, state=packed), indent=1))
         for old in folder.glob(f"{name}-*.safetensors"):
             if old.name != file and _is_ours(old.name, name): old.unlink(missing_ok=True)
         for part in folder.glob(f".{name}[.-]*.part"): part.unlink(missing_ok=True)  # of writers that were killed
 
+# %% ../nbs/api/checkpoint.ipynb #bd5bbfc4
 def _is_ours(file, name):
     "Whether a file's name is of the form that `write_state` gives"
     return re.fullmatch(re.escape(name) + r"-[0-9a-f]{16}\.safetensors", file)
+
+def _check_foreign(path):
+    "Raise FileExistsError for a file that `write_state` has not written"
+    if not path.exists(): return
+    ours = False
+    if path.is_file():
+        with open(path, "rb") as f: ours = f.read(13) == b'{\n "format": '
+    if not ours: raise FileExistsError(f"{path} is there already, and no state that was kept; give another folder")
+
+# %% ../nbs/api/checkpoint.ipynb #de3afed0
+def _content(path, most=2**40):
+    "The bytes of a regular file; ValueError for another thing, or for more bytes than `most`"
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode): raise ValueError(f"{path.name} is no regular file")
+    if state.st_size > most: raise ValueError(f"{path.name} has {state.st_size} bytes, more than {most}")
+    return path.read_bytes()
 
 # %% ../nbs/api/checkpoint.ipynb #502bf9e4
 def read_state(
@@ -140,7 +161,7 @@ def read_state(
 # %% ../nbs/api/checkpoint.ipynb #d1e49018
 def _read_whole(path, name):
     "The state that a JSON describes; an error of some kind where it is not whole"
-    described = json.loads(path.read_bytes())
+    described = json.loads(_content(path, 2**28))
     if described["format"] != 1: raise ValueError(f"its format is {described['format']!r}, and only 1 can be read")
     tensors = _read_tensors(path.parent, name, described["tensors"], described["sha256"])
     return _unpack(described["state"], tensors)
@@ -148,7 +169,7 @@ def _read_whole(path, name):
 def _read_tensors(folder, name, file, digest):
     "The tensors in a file of that digest; ValueError for another file"
     if not _is_ours(file, name): raise ValueError(f"{file!r} is no name of its tensors")
-    content = (folder/file).read_bytes()
+    content = _content(folder/file)
     if hashlib.sha256(content).hexdigest() != digest: raise ValueError(f"{file} is damaged, or another file: its SHA-256 is not {digest}")
     try: return safetensors.load(content)
     except SafetensorError as error: raise ValueError(f"{file} is no safetensors file: {error}") from error
@@ -195,7 +216,8 @@ def _for_fastai(opt, state):
     "The state of a fastai optimiser, on the devices of its weights"
     def there(v, p): return v.to(p.device) if isinstance(v, torch.Tensor) else v
     states = [{k: there(v, p) for k, v in own.items()} for own, (p, *_) in zip(state["state"], opt.all_params(), strict=True)]
-    return dict(state=states, hypers=L(state["hypers"]))
+    more = {k: to_device(v, opt.all_params()[0][0].device) for k, v in state.items() if v is not None}  # of a wrapper, such as Lookahead
+    return dict(state, **more) | dict(state=states, hypers=L(state["hypers"]))
 
 def _restore(learn, state):
     "Put what `_state_of` gave into a Learner of the same kind"
@@ -220,7 +242,17 @@ def _described(learn, settings):
     schedule = {name: [np.asarray(f(i/8)).tolist() for i in range(9)] for scheds in schedules for name, f in scheds.items()}
     sizes = {name: list(v.shape) for name, v in learn.model.state_dict().items()}
     return dict(settings, epochs=learn.n_epoch, batches=len(learn.dls.train), batch_size=learn.dls.train.bs, loss=_name(learn.loss_func),
-                optimizer=_name(learn.opt_func), schedule=schedule, weights=sizes)
+                loss_values=_values(learn.loss_func), optimizer=_name(learn.opt_func), weight_decay=[h.get("wd") for h in learn.opt.hypers],
+                schedule=schedule, weights=sizes)
+
+# %% ../nbs/api/checkpoint.ipynb #9a1c2f78
+def _values(value):
+    "The numbers, truths and texts that an object has as attributes, and a function as defaults or in what it closes over"
+    found = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and k != "training"}
+    code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
+    if code: found |= {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True)}
+    found |= {f"default {i}": v for i, v in enumerate(getattr(value, "__defaults__", None) or ())}
+    return {k: v for k, v in sorted(found.items()) if isinstance(v, bool | int | float | str)}
 
 # %% ../nbs/api/checkpoint.ipynb #5b361616
 def _check_same(kept, now, what):
@@ -292,16 +324,35 @@ def _only_one(folder):
     finally: lock.release()
 
 # %% ../nbs/api/checkpoint.ipynb #f865faf9
-def _terminate(number, frame): raise SystemExit(143)
+_USUAL = dict(SIGINT=signal.default_int_handler, SIGTERM=signal.SIG_DFL, SIGHUP=signal.SIG_DFL)
+
+def _signals():
+    "Number and usual handler of the signals that ask a process to end; none outside the main thread, which alone may handle them"
+    if threading.current_thread() is not threading.main_thread(): return {}
+    return {getattr(signal, name): handler for name, handler in _USUAL.items() if hasattr(signal, name)}
 
 @contextmanager
 def _stoppable():
-    "SIGTERM ends the process by an exception in here, where the main thread is in charge of signals and nobody else handles it"
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours: signal.signal(signal.SIGTERM, _terminate)
+    "The first signal ends what runs in here by an exception, and no later one disturbs what it leaves in order; others' handlers stay"
+    ours, process = {number: usual for number, usual in _signals().items() if signal.getsignal(number) == usual}, os.getpid()
+    def end(number, frame):
+        if os.getpid() == process:  # no worker that has been forked in here
+            for other in ours: signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+    for number in ours: signal.signal(number, end)
     try: yield
     finally:
-        if ours: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, usual in ours.items(): signal.signal(number, usual)
+
+# %% ../nbs/api/checkpoint.ipynb #3a0c6ab3
+@contextmanager
+def _undisturbed():
+    "No signal that asks to end is heard in here"
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _signals()}
+    try: yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None: signal.signal(number, handler)  # None: not set by Python, which cannot set it again
 
 # %% ../nbs/api/checkpoint.ipynb #2b7b7984
 def fit_kept(

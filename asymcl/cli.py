@@ -19,7 +19,7 @@ import re
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,9 +65,10 @@ def _classes(text): return text if text == "all" else _names(text)
 
 def _seeds(text):
     "'3' to (0, 1, 2), '5,7' to (5, 7)"
-    if not all(s.isdecimal() and len(s) < 10 for s in _names(text)) or "," not in text and (len(text) > 6 or not text.isdecimal()):
+    one = "," not in text
+    if not all(s.isdecimal() and len(s) < 10 for s in _names(text)) or one and not (text.isdecimal() and 0 < int(text) < 10**6):
         raise argparse.ArgumentTypeError(f"must be a number of seeds, as 3, or a list of seeds below 10**9, as 5,7, got {text!r}")
-    return tuple(map(int, _names(text))) if "," in text else tuple(range(int(text)))
+    return tuple(range(int(text))) if one else tuple(map(int, _names(text)))
 
 # %% ../nbs/api/cli.ipynb #7b6a984d
 class _Parser(argparse.ArgumentParser):
@@ -180,13 +181,19 @@ def _use_device(name):
     if not there[name]: raise ValueError(f"device {name} is not available on this machine")
     default_device(name != "cpu")
 
+# %% ../nbs/api/cli.ipynb #60ecf78b
+def _folder_of(out, name):
+    "The folder of that name in `out`; ValueError where `out` is a file"
+    if out.exists() and not out.is_dir(): raise ValueError(f"--out must be a folder, got the file {str(out)!r}")
+    return out/name
+
 # %% ../nbs/api/cli.ipynb #4d80b09d
 def _folder(options, settings):
     "The folder of this comparison, new or to go on with"
     shape = [f"tail-{settings.long_tail_ratio:g}"] if settings.long_tail_ratio else []
     if settings.proportions: shape = ["-".join(f"{100*p:g}" for p in settings.proportions)]
     name = options.name or "-".join([settings.data, *shape, settings.encoder, time.strftime("%Y%m%d-%H%M%S")])
-    folder = options.out/name
+    folder = _folder_of(options.out, name)
     if folder.exists() and not (folder/"records").is_dir():
         raise ValueError(f"{folder} exists already and is no comparison; give another --name")
     return folder
@@ -227,12 +234,6 @@ def _follow(settings, grid, folder):
         return 2
     leave_ranks()
     return 0
-
-# %% ../nbs/api/cli.ipynb #c3715929
-def _stop(number, frame):
-    "Handler of SIGTERM: stop as at Ctrl-C, once"
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 # %% ../nbs/api/cli.ipynb #b4d890d8
 @contextmanager
@@ -277,20 +278,17 @@ def _end(parser, folder, settings, done, ended):
     if ended and folder: print()  # after the progress bar
     try:
         if done: _finish(folder, settings, *done)
-    except KeyboardInterrupt: ended = ended or (130, "stopped")
+    except (KeyboardInterrupt, SystemExit) as e: ended = ended or (getattr(e, "code", 130), "stopped")
     except (OSError, ValueError, RuntimeError) as e: ended = ended or (2, f"error: the report could not be made ({e})")
     if not ended: return 0
-    no_runs = ", no run was done" if ended[0] == 130 else "" if folder else f" (see {parser.prog} --help)"
+    no_runs = ", no run was done" if ended[1] == "stopped" else "" if folder else f" (see {parser.prog} --help)"
     what = f"; the runs that were done are in {folder}" if done else no_runs
     parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")
 
-# %% ../nbs/api/cli.ipynb #f32f389f
-def compare_command(
-    arguments=None,  # list of text; None: those of the command line
-):  # exit code
-    "Entry point of `asymcl-compare`"
-    parser, folder, settings, done, ended = _parser(), None, None, None, None
-    options = parser.parse_args(arguments)
+# %% ../nbs/api/cli.ipynb #0757ca15
+def _compare(parser, options):
+    "All that the command does; its exit code"
+    folder = settings = done = ended = None
     try:
         if options.device: _use_device(options.device)
         settings, grid = _settings(options)
@@ -298,14 +296,22 @@ def compare_command(
         if options.dry_run: return _show_plan(settings, grid, place)
         join_ranks()
         if rank_distrib(): return _follow(settings, grid, place)
-        with _stoppable(), _plain_warnings(parser.prog), _made(place), _made(place/"records"):
-            if num_distrib() > 1: signal.signal(signal.SIGTERM, _stop)
+        with _made(place), _made(place/"records"):
             folder = place
             for so_far in _run_all(settings, grid, folder): done = so_far
         leave_ranks()
     except (KeyboardInterrupt, SystemExit) as e: ended = (getattr(e, "code", 130), "stopped")
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, f"error: {_message(parser, e)}")
     return _end(parser, folder, settings, done, ended)
+
+# %% ../nbs/api/cli.ipynb #f32f389f
+def compare_command(
+    arguments=None,  # list of text; None: those of the command line
+):  # exit code
+    "Entry point of `asymcl-compare`"
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    with nullcontext() if rank_distrib() else _stoppable(), _plain_warnings(parser.prog): return _compare(parser, options)
 
 # %% ../nbs/api/cli.ipynb #4119d0d6
 def _tune_parser():
@@ -344,6 +350,20 @@ def _tune(options, folder):
     write_records(folder, settings, done[0][0], [run for _, run in done])
     return settings, done[0][0], [run for _, run in done]
 
+# %% ../nbs/api/cli.ipynb #0ea52a7a
+def _search(parser, options):
+    "All that the command does; its exit code"
+    folder = options.out
+    try:
+        if options.device: _use_device(options.device)
+        folder = _folder_of(options.out, options.name)
+        _finish(folder, *_tune(options, folder))
+    except (KeyboardInterrupt, SystemExit) as e:
+        parser.exit(getattr(e, "code", 130), f"{parser.prog}: stopped; the trials that were done are kept in {folder}\n")
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
+        parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}\n")
+    return 0
+
 # %% ../nbs/api/cli.ipynb #2935d81f
 def tune_command(
     arguments=None,  # list of text; None: those of the command line
@@ -351,15 +371,7 @@ def tune_command(
     "Entry point of `asymcl-tune`"
     parser = _tune_parser()
     options = parser.parse_args(arguments)
-    folder = options.out/options.name
-    try:
-        if options.device: _use_device(options.device)
-        with _stoppable(), _plain_warnings(parser.prog): _finish(folder, *_tune(options, folder))
-    except (KeyboardInterrupt, SystemExit) as e:
-        parser.exit(getattr(e, "code", 130), f"{parser.prog}: stopped; the trials that were done are kept in {folder}\n")
-    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
-        parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}\n")
-    return 0
+    with _stoppable(), _plain_warnings(parser.prog): return _search(parser, options)
 
 # %% ../nbs/api/cli.ipynb #492d8f43
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(compare_command())

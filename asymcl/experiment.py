@@ -37,7 +37,7 @@ from . import __version__
 from .baselines import (
     BCL, KCL, DeferredReweighting, LearnPrototypes, _classifier_losses, balanced_loader, classifier_loss_function,
     head_for_loss, tau_normalized)
-from .checkpoint import versions, write_atomic
+from .checkpoint import _content, versions, write_atomic
 from .datasets import fashion_mnist
 from .distributed import DistributedMean
 from .guards import StopNonFinite
@@ -396,7 +396,7 @@ def read_record(
 ) -> tuple:  # its content as a dict, and its list of Run, without features
     "Read a record back; null becomes NaN. Raises ValueError for a file that is no record."
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(_content(Path(path), 2**28))
         runs = [Run(**run) for run in content["runs"]]
         for run in runs:
             for metrics in (run.metrics, run.valid_metrics): metrics.update({k: math.nan for k, v in metrics.items() if v is None})

@@ -26,7 +26,7 @@ class StopNonFinite(Callback):
     "Stops with NonFiniteError at a loss or gradient that is not finite, and keeps the batch for `replay_batch`"
     order = 9  # before mixed precision takes the step
     def __init__(self,
-        folder=None,  # where the batch is kept; None: "nonfinite-TIME" in the Learner's path
+        folder=None,  # where the batch is kept; None: a new one, "nonfinite-TIME", in the working folder
     ): self.folder = folder
     def before_fit(self): self.run = not hasattr(self.learn, "lr_finder")  # which goes to rates that are too high, and stops by itself
     def after_pred(self):
@@ -38,17 +38,31 @@ class StopNonFinite(Callback):
         self._check("gradient", torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
     def _check(self, what, values):
         if torch.isfinite(values).all(): return
-        folder = Path(self.folder or self.learn.path/time.strftime("nonfinite-%Y%m%d-%H%M%S"))
+        folder = Path(self.folder or _new_folder())
         text = f"the {what} is not finite in epoch {self.epoch + 1}, batch {self.iter + 1}"
         raise NonFiniteError(f"{text}: {_keep(self.learn, folder, text)}. Look for values that are not finite in its images; else lower "
                              "the learning rate, or raise the temperature")
+
+# %% ../nbs/api/guards.ipynb #348f12c2
+def _new_folder():
+    "A name in the working folder that nothing has yet"
+    name = time.strftime("nonfinite-%Y%m%d-%H%M%S")
+    return next(path for path in (Path(name + more) for more in ("", *(f"-{i}" for i in range(2, 10**6)))) if not path.exists())
+
+# %% ../nbs/api/guards.ipynb #59879505
+def _indices(learn):
+    "Numbers of the batch's images in the training split, (n,); None where the loader does not tell"
+    dl = learn.dl
+    if hasattr(dl, "last_indices"): return dl.last_indices
+    order = getattr(dl, "_DataLoader__idxs", None)  # fastai's: the numbers of the whole epoch, in their order
+    return None if order is None or not dl.bs else torch.tensor(list(order)[learn.iter*dl.bs:(learn.iter + 1)*dl.bs])
 
 # %% ../nbs/api/guards.ipynb #a56aec31
 def _keep(learn, folder, what):
     "Keep the current batch; the words that say where"
     settings = dict(what=what, loss=str(learn.loss_func), classes=list(map(str, getattr(learn.dls, "vocab", []))), versions=versions(),
                     rates=[hyper["lr"] for hyper in learn.opt.hypers])
-    batch = dict(inputs=list(learn.xb), labels=list(learn.yb), indices=getattr(learn.dl, "last_indices", None))
+    batch = dict(inputs=list(learn.xb), labels=list(learn.yb), indices=_indices(learn))
     try: write_state(folder, "batch", dict(settings=settings, **batch, model=learn.model.state_dict()))
     except (OSError, TypeError) as error: return f"the batch could not be kept in {folder} ({error})"
     return f"the batch is kept in {folder}"

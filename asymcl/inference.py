@@ -169,13 +169,25 @@ def _build_head(described, weight):
     if described["kind"] == "Linear": return nn.Linear(width, classes, bias=bool(described["bias"]))
     raise ValueError(f"head must be a Linear or a NormalizedLinear, got {described['kind']!r}")
 
+# %% ../nbs/api/inference.ipynb #f1d7af15
+def _encoder_described(encoder, image_shape):
+    "What makes the encoder again; None where nothing is known to"
+    made_by = getattr(encoder, "made_by", None)
+    if made_by is None: return None
+    images = 10*torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]): again = build_encoder(made_by)
+    try: again.load_state_dict(encoder.state_dict())
+    except RuntimeError: return None
+    same = torch.allclose(encode(again, images), encode(deepcopy(encoder).cpu(), images), rtol=1e-3, atol=1e-5, equal_nan=True)
+    return made_by if same else None
+
 # %% ../nbs/api/inference.ipynb #794fc100
 @patch
 def state(self: TrainedModel):  # dict for `write_state`
     "All of the model: a description, and its tensors"
     gallery = None if self.gallery is None else dict(self.gallery._asdict(), names=list(self.gallery.names))
     return dict(classes=list(self.classes), image_shape=list(self.image_shape), fit=self.fit, temperature=self.temperature,
-                encoder=getattr(self.encoder, "made_by", None), head=_head_described(self.head), batch_size=self.batch_size,
+                encoder=_encoder_described(self.encoder, self.image_shape), head=_head_described(self.head), batch_size=self.batch_size,
                 about=self.about or {}, mean=self.mean, std=self.std, encoder_weights=self.encoder.state_dict(),
                 head_weights=self.head.state_dict(), valid_logits=self.valid_logits, valid_labels=self.valid_labels, gallery=gallery)
 
@@ -194,6 +206,7 @@ def model_of(
     "The model in a state. Raises ValueError for a state that is none."
     if encoder is None and state["encoder"] is None:
         raise ValueError("it has an encoder of your own: make one of this kind, and give it as encoder")
+    if not isinstance(encoder, nn.Module | None): raise TypeError(f"encoder must be a torch.nn.Module, got {encoder!r}")
     encoder = build_encoder(state["encoder"]) if encoder is None else encoder
     encoder.load_state_dict(state["encoder_weights"])
     head = _build_head(state["head"], state["head_weights"]["weight"])
@@ -206,7 +219,10 @@ def model_of(
     return model
 
 # %% ../nbs/api/inference.ipynb #b5b7215f
-def _texts(values): return isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
+def _texts(values):
+    "Whether values are texts that can be written"
+    texts = isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
+    return texts and all(v.encode("utf-8", "surrogateescape") is not None for v in values)
 
 def _fits(t, *shape):
     "Whether t is a tensor of that shape, where None is any size"
@@ -221,6 +237,8 @@ def _labelled(t, labels, n, *shape):
 def _check(model):
     "Raise ValueError where the parts of a model from a file do not fit together"
     (channels, height, width), n, counts = model.image_shape, len(model.classes), (model.about or {}).get("train_counts")
+    if not all(type(size) is int and size > 0 for size in model.image_shape) or math.prod(model.image_shape) > 2**24:
+        raise ValueError(f"image_shape must be three sizes of at most {2**24} pixels in all, got {model.image_shape}")
     with torch.no_grad(): features = encode(model.encoder, torch.zeros(1, channels, height, width))
     near = model.gallery
     sound = (
@@ -232,7 +250,7 @@ def _check(model):
         _texts(model.classes) and len(set(model.classes)) == n,
         counts is None or isinstance(counts, list) and [type(c) for c in counts] == [int]*n,
         type(model.temperature) is float and 1e-3 <= model.temperature <= 1e3,
-        type(model.batch_size) is int and model.batch_size > 0)
+        type(model.batch_size) is int and 0 < model.batch_size < 2**31)
     if not all(sound): raise ValueError("its parts do not fit together")
 
 # %% ../nbs/api/inference.ipynb #7d844d96
@@ -261,10 +279,17 @@ def predict_files(self: TrainedModel,
     chunk=256,  # files that are decoded before the model sees them
 ) -> Iterator[Answer]:  # in the order of the files
     "Answers for image files. Raises ValueError for a model of images that no file was made into."
-    channels, height, width = self.image_shape
-    if height != width or self.mean is None:
-        raise ValueError(f"files need a model of square 8-bit images, this one has {height} x {width} pixels")
-    files = [str(f) for f in files]
+    height, width = self.image_shape[1:]
+    if height != width: raise ValueError(f"files need a model of square images, this one has {height} x {width} pixels")
+    if self.mean is None:
+        raise ValueError("files need a model that knows how its images were normalised, this one was trained on prepared ones")
+    return self._answers([str(f) for f in files], chunk)
+
+# %% ../nbs/api/inference.ipynb #8f492b25
+@patch
+def _answers(self: TrainedModel, files, chunk):
+    "What `predict_files` yields"
+    channels, height, _ = self.image_shape
     for some in (files[i:i + chunk] for i in range(0, len(files), chunk)):
         loaded = load_images([ImageFile(f) for f in some], height, channels=channels, fit=self.fit, cache=False, workers=0)
         features, logits = self.outputs(loaded.images) if len(loaded.images) else ([], torch.empty(0, len(self.classes)))

@@ -10,8 +10,9 @@ __all__ = ['predict_command']
 # %% ../nbs/api/predict.ipynb #1b96f1cd
 import csv
 import io
+import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% ../nbs/api/predict.ipynb #2972f189
@@ -21,7 +22,7 @@ from .cli import _message, _Parser, _use_device
 import numpy as np
 from fastai.torch_core import default_device
 
-from .checkpoint import _stoppable, write_atomic
+from .checkpoint import _stoppable, _undisturbed, write_atomic
 from .inference import decide, image_paths, load_model
 
 # %% ../nbs/api/predict.ipynb #e6bd8984
@@ -47,8 +48,9 @@ def _check_outputs(options):
     files = [file for file in (options.out, options.embeddings) if file is not None]
     if len({file.resolve() for file in files}) < len(files): raise ValueError(f"--out and --embeddings must differ, got {files[0]} twice")
     for file in files:
-        if file.exists(): raise FileExistsError(f"{file} exists already; give another name")
+        if os.path.lexists(file): raise FileExistsError(f"{file} exists already; give another name")
         if not file.parent.is_dir(): raise FileNotFoundError(f"there is no folder {str(file.parent)!r} for {file.name}")
+    if options.out is None and sys.stdout is None: raise ValueError("standard output is closed; give --out FILE")
     if options.rare is not None and options.recall is None: raise ValueError("--rare is of use with --recall only")
 
 def _threshold(model, options):
@@ -85,6 +87,17 @@ def _features(answers, width):
     np.save(content, np.stack([missing if a.problem else a.features.numpy() for a in answers]), allow_pickle=False)
     return content.getvalue()
 
+# %% ../nbs/api/predict.ipynb #2cde8daa
+def _fill(file, answers, content):
+    "Write content into a file whose name has been taken; without answers or room give the name back. What went wrong, or None."
+    problem = None
+    try:
+        if file and answers: return write_atomic(file, content())
+    except (OSError, ValueError, MemoryError) as error: problem = f"{file} could not be written ({error})"
+    with suppress(OSError):
+        if file: file.unlink(missing_ok=True)
+    return problem
+
 @contextmanager
 def _writer(options, answers, width):
     "A csv writer to standard output or for a file; files are written at the end, however it comes, and removed where nothing was done"
@@ -94,10 +107,10 @@ def _writer(options, answers, width):
         for file in files: write_atomic(file, b"")
         yield csv.writer(text if options.out else sys.stdout, lineterminator="\n")
     finally:
-        if options.embeddings and answers: write_atomic(options.embeddings, _features(answers, width))
-        if options.out and answers: write_atomic(options.out, text.getvalue().encode(errors="surrogateescape"))
-        if not answers:
-            for file in files: file.unlink(missing_ok=True)
+        with _undisturbed():
+            problems = [_fill(options.out, answers, lambda: text.getvalue().encode(errors="surrogateescape")),
+                        _fill(options.embeddings, answers, lambda: _features(answers, width))]
+        if any(problems): raise OSError("; ".join(filter(None, problems)))
     if options.out is None: sys.stdout.flush()
 
 # %% ../nbs/api/predict.ipynb #1763eead
@@ -114,26 +127,33 @@ def _predict(options, answers):
             writer.writerow(_row(answer, model, threshold, options.neighbours))
             answers.append(answer._replace(probabilities=None, features=answer.features if options.embeddings else None))
 
+# %% ../nbs/api/predict.ipynb #cacf3e4f
+def _run(parser, options):
+    "All that the command does; its exit code"
+    answers, options.prog = [], parser.prog
+    def kept():
+        there = answers and options.out and options.out.is_file() and options.out.stat().st_size
+        return f"; the rows of {len(answers)} files are in {options.out}" if there else ""
+    try:
+        _use_device(options.device or "cpu")
+        _predict(options, answers)
+    except (KeyboardInterrupt, SystemExit) as e:
+        parser.exit(getattr(e, "code", 130), f"{parser.prog}: stopped after {len(answers)} files{kept()}\n")
+    except BrokenPipeError: parser.exit(2)  # whoever reads has gone, as `head` does
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError, MemoryError) as e:
+        parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}{kept()}\n")
+    bad = [f"  {a.file}: {a.problem}" for a in answers if a.problem]
+    if bad: print(f"{parser.prog}: {len(bad)} of {len(answers)} files could not be read", *bad, sep="\n", file=sys.stderr)
+    return 1 if bad else 0
+
 # %% ../nbs/api/predict.ipynb #fa104378
 def predict_command(
     arguments=None,  # list of text; None: those of the command line
 ):  # exit code
     "Entry point of `asymcl-predict`"
-    parser, answers = _parser(), []
+    parser = _parser()
     options = parser.parse_args(arguments)
-    options.prog = parser.prog
-    def kept(): return f"; the rows of {len(answers)} files are in {options.out}" if options.out and answers else ""
-    try:
-        _use_device(options.device or "cpu")
-        with _stoppable(): _predict(options, answers)
-    except (KeyboardInterrupt, SystemExit) as e:
-        parser.exit(getattr(e, "code", 130), f"{parser.prog}: stopped after {len(answers)} files{kept()}\n")
-    except BrokenPipeError: parser.exit(2)  # whoever reads has gone, as `head` does
-    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
-        parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}{kept()}\n")
-    bad = [f"  {a.file}: {a.problem}" for a in answers if a.problem]
-    if bad: print(f"{parser.prog}: {len(bad)} of {len(answers)} files could not be read", *bad, sep="\n", file=sys.stderr)
-    return 1 if bad else 0
+    with _stoppable(): return _run(parser, options)
 
 # %% ../nbs/api/predict.ipynb #9be1271b
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(predict_command())

@@ -336,6 +336,18 @@ def _train_names(self: TwoStageLearner):
     rows = data.splits["train"].tolist() if data else range(len(self.dls.train.dataset))
     return [data.files[i] if data and data.files else f"image {i}" for i in rows]
 
+# %% ../nbs/api/two_stage.ipynb #5e669029
+@patch
+def _check_images(self: TwoStageLearner, model):
+    "Raise ValueError where a kept model was trained on images of another form than this learner's"
+    valid, data = self.dls.valid, getattr(self.dls, "image_data", None)
+    ours = dict(image_shape=tuple(valid.one_batch()[0].shape[1:]), mean=getattr(valid, "mean", None), std=getattr(valid, "std", None),
+                fit=data.fit if data else model.fit)
+    for name, value in ours.items():
+        kept, known = getattr(model, name), isinstance(value, torch.Tensor)
+        same = known and kept is not None and torch.allclose(kept, value.cpu(), atol=1e-5) or not known and kept == value
+        if not same: raise ValueError(f"its {name} is {kept}, that of the learner's images {value}; use `load_model` to predict with it")
+
 # %% ../nbs/api/two_stage.ipynb #a87e8910
 @patch
 def save(self: TwoStageLearner,
@@ -346,6 +358,7 @@ def save(self: TwoStageLearner,
     state = self.trained_model().state() | dict(projection_head=self.contrastive.model[1].state_dict())
     write_state(folder, "model", state if gallery else state | dict(gallery=None))
 
+# %% ../nbs/api/two_stage.ipynb #4b03d893
 @patch
 def load(self: TwoStageLearner,
     folder,  # that `save` has written
@@ -355,8 +368,10 @@ def load(self: TwoStageLearner,
     if state is None: raise FileNotFoundError(f"there is no model in {str(folder)!r}: a folder with model.json is expected")
     try:
         if state["classes"] != self.classes: raise ValueError(f"its classes are {state['classes']}, those of the learner {self.classes}")
-        model_of(state, deepcopy(self.encoder))
+        if "projection_head" not in state: raise ValueError("TrainedModel.save has written it, without the projection head of stage 1")
+        self._check_images(model_of(state, deepcopy(self.encoder)))
         deepcopy(self.contrastive.model[1]).load_state_dict(state["projection_head"])
+        head_for_loss(self.classifier_loss, self.width, len(self.classes)).load_state_dict(state["head_weights"])
         self.contrastive.model[1].load_state_dict(state["projection_head"])
         self.encoder.load_state_dict(state["encoder_weights"])
         self.new_classifier().model.load_state_dict(state["head_weights"])

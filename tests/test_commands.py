@@ -9,6 +9,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -106,19 +107,30 @@ for i, image in enumerate(data.images[:100]): Image.fromarray(image[0].numpy()).
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGTERM that a process can answer")
-def test_predict_answers_sigterm_with_a_line_and_the_rows_so_far(tmp_path):
-    subprocess.run([sys.executable, "-W", "ignore", "-c", MODEL], cwd=tmp_path, check=True)
-    command = [SCRIPTS / "asymcl-predict", "model", *["images"] * 200, "--out", "rows.csv"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "rows.csv").exists():
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    "A folder with a model, and a hundred images to ask it about"
+    folder = tmp_path_factory.mktemp("model")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", MODEL], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no signals that a process can answer")
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
+def test_predict_answers_two_signals_with_a_line_and_the_rows_so_far(model_folder, name, code):
+    rows = model_folder / f"{name}.csv"
+    command = [SCRIPTS / "asymcl-predict", "model", *["images"] * 200, "--out", rows, "--embeddings", model_folder / f"{name}.npy"]
+    process = subprocess.Popen(command, cwd=model_folder, stderr=subprocess.PIPE, text=True)
+    while not rows.exists():
         assert process.poll() is None
         time.sleep(.01)
-    time.sleep(.5)
-    process.terminate()
+    time.sleep(1)
+    for _ in range(2):
+        process.send_signal(getattr(signal, name))
+        time.sleep(.005)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143
+    assert process.returncode == code
     done = int(re.search(r"stopped after (\d+) files", said)[1])
-    assert 0 <= done < 20_000
-    if done: assert len(list(csv.DictReader((tmp_path / "rows.csv").open()))) == done
-    else: assert not (tmp_path / "rows.csv").exists()
+    assert 0 <= done < 20_000 and said.count("\n") == 1
+    assert rows.exists() == bool(done) == (f"the rows of {done} files are in {rows}" in said)
+    if done: assert len(list(csv.DictReader(rows.open()))) == done == len(np.load(model_folder / f"{name}.npy"))
