@@ -19,6 +19,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -216,8 +217,8 @@ def _for_fastai(opt, state):
     "The state of a fastai optimiser, on the devices of its weights"
     def there(v, p): return v.to(p.device) if isinstance(v, torch.Tensor) else v
     states = [{k: there(v, p) for k, v in own.items()} for own, (p, *_) in zip(state["state"], opt.all_params(), strict=True)]
-    more = {k: to_device(v, opt.all_params()[0][0].device) for k, v in state.items() if v is not None}  # of a wrapper, such as Lookahead
-    return dict(state, **more) | dict(state=states, hypers=L(state["hypers"]))
+    device, own = opt.all_params()[0][0].device, dict(state=states, hypers=L(state["hypers"]))
+    return {k: own[k] if k in own else v if v is None else to_device(v, device) for k, v in state.items()}  # more keys: a wrapper's
 
 def _restore(learn, state):
     "Put what `_state_of` gave into a Learner of the same kind"
@@ -240,19 +241,21 @@ def _described(learn, settings):
     "What must be the same for a training to go on"
     schedules = [cb.scheds for cb in learn.cbs if isinstance(cb, ParamScheduler)]
     schedule = {name: [np.asarray(f(i/8)).tolist() for i in range(9)] for scheds in schedules for name, f in scheds.items()}
+    decay = [] if "wd" in schedule else [hyper.get("wd") for hyper in learn.opt.hypers]
     sizes = {name: list(v.shape) for name, v in learn.model.state_dict().items()}
     return dict(settings, epochs=learn.n_epoch, batches=len(learn.dls.train), batch_size=learn.dls.train.bs, loss=_name(learn.loss_func),
-                loss_values=_values(learn.loss_func), optimizer=_name(learn.opt_func), weight_decay=[h.get("wd") for h in learn.opt.hypers],
-                schedule=schedule, weights=sizes)
+                loss_values=_values(learn.loss_func), optimizer=_name(learn.opt_func), schedule=schedule, weight_decay=decay, weights=sizes)
 
 # %% ../nbs/api/checkpoint.ipynb #9a1c2f78
 def _values(value):
-    "The numbers, truths and texts that an object has as attributes, and a function as defaults or in what it closes over"
+    "The numbers, truths and texts, as texts, that an object has as attributes, and a function as defaults or in what it closes over"
     found = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and k != "training"}
-    code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
-    if code: found |= {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True)}
+    code = getattr(value, "__code__", None)
+    for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True) if code else ():
+        with suppress(ValueError): found[name] = cell.cell_contents  # it may be empty yet
     found |= {f"default {i}": v for i, v in enumerate(getattr(value, "__defaults__", None) or ())}
-    return {k: v for k, v in sorted(found.items()) if isinstance(v, bool | int | float | str)}
+    found |= getattr(value, "__kwdefaults__", None) or {}
+    return {k: repr(v) for k, v in sorted(found.items()) if isinstance(v, bool | int | float | str | np.generic)}
 
 # %% ../nbs/api/checkpoint.ipynb #5b361616
 def _check_same(kept, now, what):
@@ -333,11 +336,13 @@ def _signals():
 
 @contextmanager
 def _stoppable():
-    "The first signal ends what runs in here by an exception, and no later one disturbs what it leaves in order; others' handlers stay"
-    ours, process = {number: usual for number, usual in _signals().items() if signal.getsignal(number) == usual}, os.getpid()
+    "A signal ends what runs in here by an exception, and those of the next two seconds are not heard; others' handlers stay"
+    ours, process, heard = {number: usual for number, usual in _signals().items() if signal.getsignal(number) == usual}, os.getpid(), -2.
     def end(number, frame):
-        if os.getpid() == process:  # no worker that has been forked in here
-            for other in ours: signal.signal(other, signal.SIG_IGN)
+        nonlocal heard
+        now = time.monotonic()
+        if os.getpid() == process and now < heard + 2: return  # workers that are forked in here end each time
+        heard = now
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
     for number in ours: signal.signal(number, end)
     try: yield
@@ -369,5 +374,5 @@ def fit_kept(
     with _only_one(keep.folder), _stoppable():
         try: fit([keep])
         except (KeyboardInterrupt, SystemExit):
-            print(f"stopped: {keep.kept()}", file=sys.stderr, flush=True)
+            with suppress(OSError): print(f"stopped: {keep.kept()}", file=sys.stderr, flush=True)  # the terminal may be gone
             raise

@@ -275,7 +275,8 @@ def _plain_warnings(prog):
 def _end(parser, folder, settings, done, ended):
     "Report what was done, and say how it ended: None, or exit code and text"
     if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if ended and folder: print()  # after the progress bar
+    with suppress(OSError):  # the terminal may be gone
+        if ended and folder: print()  # after the progress bar
     try:
         if done: _finish(folder, settings, *done)
     except (KeyboardInterrupt, SystemExit) as e: ended = ended or (getattr(e, "code", 130), "stopped")

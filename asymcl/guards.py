@@ -55,7 +55,9 @@ def _indices(learn):
     dl = learn.dl
     if hasattr(dl, "last_indices"): return dl.last_indices
     order = getattr(dl, "_DataLoader__idxs", None)  # fastai's: the numbers of the whole epoch, in their order
-    return None if order is None or not dl.bs else torch.tensor(list(order)[learn.iter*dl.bs:(learn.iter + 1)*dl.bs])
+    if not isinstance(order, list) or not dl.bs: return None
+    numbers = order[learn.iter*dl.bs:(learn.iter + 1)*dl.bs]
+    return torch.tensor(numbers) if all(isinstance(i, int) for i in numbers) else None
 
 # %% ../nbs/api/guards.ipynb #a56aec31
 def _keep(learn, folder, what):

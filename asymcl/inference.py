@@ -172,13 +172,14 @@ def _build_head(described, weight):
 # %% ../nbs/api/inference.ipynb #f1d7af15
 def _encoder_described(encoder, image_shape):
     "What makes the encoder again; None where nothing is known to"
-    made_by = getattr(encoder, "made_by", None)
+    made_by, encoder = getattr(encoder, "made_by", None), deepcopy(encoder).cpu().float()
     if made_by is None: return None
     images = 10*torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]): again = build_encoder(made_by)
-    try: again.load_state_dict(encoder.state_dict())
-    except RuntimeError: return None
-    same = torch.allclose(encode(again, images), encode(deepcopy(encoder).cpu(), images), rtol=1e-3, atol=1e-5, equal_nan=True)
+    try:
+        with torch.random.fork_rng(devices=[]): again = build_encoder(made_by)
+        again.load_state_dict(encoder.state_dict())
+        same = torch.allclose(encode(again, images), encode(encoder, images), rtol=1e-3, atol=1e-5, equal_nan=True)
+    except (ValueError, TypeError, AttributeError, RuntimeError): return None
     return made_by if same else None
 
 # %% ../nbs/api/inference.ipynb #794fc100
@@ -237,8 +238,8 @@ def _labelled(t, labels, n, *shape):
 def _check(model):
     "Raise ValueError where the parts of a model from a file do not fit together"
     (channels, height, width), n, counts = model.image_shape, len(model.classes), (model.about or {}).get("train_counts")
-    if not all(type(size) is int and size > 0 for size in model.image_shape) or math.prod(model.image_shape) > 2**24:
-        raise ValueError(f"image_shape must be three sizes of at most {2**24} pixels in all, got {model.image_shape}")
+    if not all(type(size) is int and 0 < size <= 4096 for size in model.image_shape) or math.prod(model.image_shape) > 2**26:
+        raise ValueError(f"image_shape must be three sizes of at most 4096, and {2**26} values in all, got {model.image_shape}")
     with torch.no_grad(): features = encode(model.encoder, torch.zeros(1, channels, height, width))
     near = model.gallery
     sound = (

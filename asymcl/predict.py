@@ -81,6 +81,12 @@ def _row(answer, model, threshold, neighbours):
     return [answer.file, model.classes[label], f"{p[label]:.6g}", *(f"{q:.6g}" for q in p.tolist()), *near, ""]
 
 # %% ../nbs/api/predict.ipynb #85d115ae
+def _table(rows):
+    "The CSV of rows, as bytes"
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape")
+
 def _features(answers, width):
     "The features of all answers in the format of .npy, NaN for a file with a problem"
     missing, content = np.full(width, np.nan, dtype=np.float32), io.BytesIO()
@@ -92,24 +98,25 @@ def _fill(file, answers, content):
     "Write content into a file whose name has been taken; without answers or room give the name back. What went wrong, or None."
     problem = None
     try:
-        if file and answers: return write_atomic(file, content())
+        if answers: write_atomic(file, content())
     except (OSError, ValueError, MemoryError) as error: problem = f"{file} could not be written ({error})"
     with suppress(OSError):
-        if file: file.unlink(missing_ok=True)
+        if not file.stat().st_size: file.unlink()
     return problem
 
 @contextmanager
 def _writer(options, answers, width):
-    "A csv writer to standard output or for a file; files are written at the end, however it comes, and removed where nothing was done"
-    text, files = io.StringIO(), [file for file in (options.out, options.embeddings) if file is not None]
+    "A function that takes a row, for standard output or a file; files are written at the end, however it comes, a row for each answer"
+    rows, taken = [], []
     if options.out is None and hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
+    contents = {options.out: lambda: _table(rows[:len(answers) + 1]), options.embeddings: lambda: _features(answers, width)}
     try:
-        for file in files: write_atomic(file, b"")
-        yield csv.writer(text if options.out else sys.stdout, lineterminator="\n")
+        for file in filter(None, contents):
+            open(file, "x").close()
+            taken.append(file)
+        yield rows.append if options.out else csv.writer(sys.stdout, lineterminator="\n").writerow
     finally:
-        with _undisturbed():
-            problems = [_fill(options.out, answers, lambda: text.getvalue().encode(errors="surrogateescape")),
-                        _fill(options.embeddings, answers, lambda: _features(answers, width))]
+        with _undisturbed(): problems = [_fill(file, answers, contents[file]) for file in taken]
         if any(problems): raise OSError("; ".join(filter(None, problems)))
     if options.out is None: sys.stdout.flush()
 
@@ -121,10 +128,10 @@ def _predict(options, answers):
     threshold, files = _threshold(model, options), image_paths(options.paths)
     width = model.head.weight.shape[1]
     if options.neighbours: model.nearest(model.head.weight.new_zeros(1, width), options.neighbours)  # refused before the first file
-    with _writer(options, answers, width) as writer:
-        writer.writerow(_columns(model, options.neighbours))
+    with _writer(options, answers, width) as write:
+        write(_columns(model, options.neighbours))
         for answer in model.predict_files(files):
-            writer.writerow(_row(answer, model, threshold, options.neighbours))
+            write(_row(answer, model, threshold, options.neighbours))
             answers.append(answer._replace(probabilities=None, features=answer.features if options.embeddings else None))
 
 # %% ../nbs/api/predict.ipynb #cacf3e4f
@@ -132,8 +139,8 @@ def _run(parser, options):
     "All that the command does; its exit code"
     answers, options.prog = [], parser.prog
     def kept():
-        there = answers and options.out and options.out.is_file() and options.out.stat().st_size
-        return f"; the rows of {len(answers)} files are in {options.out}" if there else ""
+        there = [str(f) for f in (options.out, options.embeddings) if answers and f and f.is_file() and f.stat().st_size]
+        return f"; the rows of {len(answers)} files are in {' and '.join(there)}" if there else ""
     try:
         _use_device(options.device or "cpu")
         _predict(options, answers)

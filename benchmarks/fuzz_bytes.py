@@ -75,19 +75,20 @@ def main():
     args = parser.parse_args()
     if args.reader:
         return feed(args.reader, args.seconds)
-    record = dict(seconds_each=args.seconds, readers={})
+    names = ("asymcl", "atheris", "torch", "pillow", "numpy", "safetensors")
+    versions = dict(python=platform.python_version()) | {name: version(name) for name in names}  # an error without atheris
+    record = dict(seconds_each=args.seconds, readers={}, versions=versions)
     with tempfile.TemporaryDirectory() as folder:
         for name in readers(Path(folder)):
             command = [sys.executable, __file__, "--reader", name, "--seconds", str(args.seconds)]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | dict(TMPDIR=folder))
             inputs = re.findall(r"number_of_executed_units: *(\d+)", done.stderr)
+            if not inputs: sys.exit(f"{name} was not fed: {done.stderr[-2000:]}")
             branches = re.findall(r"cov: (\d+)", done.stderr)
-            record["readers"][name] = dict(inputs=int(inputs[-1]) if inputs else 0, branches_at_first=int(branches[0]) if branches else 0,
+            record["readers"][name] = dict(inputs=int(inputs[-1]), branches_at_first=int(branches[0]) if branches else 0,
                                            branches=int(branches[-1]) if branches else 0, found=int(done.returncode != 0))
             print(name, record["readers"][name], flush=True)
             if done.returncode: print(done.stderr[-2000:], flush=True)
-    names = ("asymcl", "atheris", "torch", "pillow", "numpy", "safetensors")
-    record["versions"] = dict(python=platform.python_version()) | {n: version(n) for n in names}
     if args.out: args.out.write_text(json.dumps(record, indent=1) + "\n")
     return any(r["found"] for r in record["readers"].values())
 
