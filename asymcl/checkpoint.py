@@ -156,7 +156,7 @@ def read_state(
     try:
         try: return _read_whole(path, name)
         except FileNotFoundError: return _read_whole(path, name)  # another process has just written the state anew
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
         raise ValueError(f"{path}: not a whole state of {name} ({' '.join(str(error).split())}); remove it, or copy it again") from error
 
 # %% ../nbs/api/checkpoint.ipynb #d1e49018
@@ -272,7 +272,7 @@ class KeepEpochs(Callback):
         folder,  # for the states; one training of this name in it
         name="training",  # of the states
         settings=None,  # dict of plain values that must be the same when it goes on; None: only what the Learner shows
-    ): self.folder, self.state_name, self.settings, self.done = Path(folder), name, settings or {}, 0
+    ): self.folder, self.state_name, self.settings, self.done, self.asked = Path(folder), name, settings or {}, 0, ()
     def before_fit(self):
         self.described, state = _described(self.learn, self.settings), read_state(self.folder, self.state_name)
         self.done, self.values = 0, []
@@ -283,13 +283,20 @@ class KeepEpochs(Callback):
             _check_same(state["described"], self.described, f"keep {self.folder} holds a training")
             _restore(self.learn, state)
             self.done, self.values = state["done"], state["figures"]["values"]
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
             text = " ".join(str(error).split())
             raise ValueError(f"keep {self.folder} holds no state of this training ({text}); give another folder") from error
-    def before_epoch(self):
-        if self.epoch >= self.done: return
-        self.recorder.log = L([self.epoch, *self.values[self.epoch]])
-        raise CancelEpochException
+
+# %% ../nbs/api/checkpoint.ipynb #00bfcd38
+@patch
+def before_batch(self: KeepEpochs):
+    if self.asked: raise self.asked[-1]
+
+@patch
+def before_epoch(self: KeepEpochs):
+    if self.epoch >= self.done: return
+    self.recorder.log = L([self.epoch, *self.values[self.epoch]])
+    raise CancelEpochException
 
 # %% ../nbs/api/checkpoint.ipynb #dfbe22b5
 @patch
@@ -336,16 +343,18 @@ def _signals():
 
 @contextmanager
 def _stoppable():
-    "A signal ends what runs in here by an exception, and those of the next two seconds are not heard; others' handlers stay"
+    "A signal raises an exception in here, and those of the next two seconds are not heard; others' handlers stay. Gives what was raised."
     ours, process, heard = {number: usual for number, usual in _signals().items() if signal.getsignal(number) == usual}, os.getpid(), -2.
+    asked = []
     def end(number, frame):
         nonlocal heard
         now = time.monotonic()
         if os.getpid() == process and now < heard + 2: return  # workers that are forked in here end each time
         heard = now
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        asked.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        raise asked[-1]
     for number in ours: signal.signal(number, end)
-    try: yield
+    try: yield asked
     finally:
         for number, usual in ours.items(): signal.signal(number, usual)
 
@@ -371,7 +380,7 @@ def fit_kept(
 
     Raises ValueError for a folder of another training, OSError for one that cannot be written or that another process is using."""
     keep = KeepEpochs(keep, name, settings)
-    with _only_one(keep.folder), _stoppable():
+    with _only_one(keep.folder), _stoppable() as keep.asked:
         try: fit([keep])
         except (KeyboardInterrupt, SystemExit):
             with suppress(OSError): print(f"stopped: {keep.kept()}", file=sys.stderr, flush=True)  # the terminal may be gone

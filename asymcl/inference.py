@@ -263,7 +263,7 @@ def load_model(
     state = read_state(folder, "model")
     if state is None: raise FileNotFoundError(f"there is no model in {str(folder)!r}: a folder with model.json is expected")
     try: return model_of(state, encoder)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, ValueError) as error:
         raise ValueError(f"{Path(folder)/'model.json'}: not a model that can be used ({' '.join(str(error).split())[:300]})") from error
 
 # %% ../nbs/api/inference.ipynb #cd94990d

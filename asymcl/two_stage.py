@@ -375,7 +375,7 @@ def load(self: TwoStageLearner,
         self.contrastive.model[1].load_state_dict(state["projection_head"])
         self.encoder.load_state_dict(state["encoder_weights"])
         self.new_classifier().model.load_state_dict(state["head_weights"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, ValueError) as error:
         raise ValueError(f"folder {folder} holds no model of this kind ({' '.join(str(error).split())[:300]})") from error
 
 # %% ../nbs/api/two_stage.ipynb #7107b4ca
