@@ -115,12 +115,17 @@ def model_folder(tmp_path_factory):
     return folder
 
 
+def heed_signals():
+    "A process started by another that ignores signals, as nohup and a shell's background do, would ignore them too"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no signals that a process can answer")
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_predict_answers_two_signals_with_a_line_and_the_rows_so_far(model_folder, name, code):
     rows = model_folder / f"{name}.csv"
     command = [SCRIPTS / "asymcl-predict", "model", *["images"] * 200, "--out", rows, "--embeddings", model_folder / f"{name}.npy"]
-    process = subprocess.Popen(command, cwd=model_folder, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=model_folder, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals)
     while not rows.exists():
         assert process.poll() is None
         time.sleep(.01)
