@@ -40,7 +40,7 @@ from .baselines import (
 from .checkpoint import _content, versions, write_atomic
 from .datasets import fashion_mnist
 from .distributed import DistributedMean
-from .guards import StopNonFinite
+from .guards import StopNonFinite, TrimMemory
 from .isic import isic2018
 from .losses import ACL, AFCL, CL, FCL
 from .metrics import UnweightedAccuracy, evaluate_predictions, unweighted_accuracy
@@ -234,7 +234,8 @@ def _train_end_to_end(method, data, settings, cbs):
     encoder = make_encoder(settings, data.images.shape[1])
     head = head_for_loss(name, encoder_width(encoder, dls.valid.one_batch()[0]), len(data.classes))
     late = [DeferredReweighting(counts)] if name == "ldam" else []
-    common = [RandomViews(_views(settings)), AcrossRanks(DistributedMean), StopNonFinite(), *precision_callbacks(settings.precision)]
+    common = [RandomViews(_views(settings)), AcrossRanks(DistributedMean), StopNonFinite(), TrimMemory(),
+              *precision_callbacks(settings.precision)]
     loss, model = classifier_loss_function(name, counts), nn.Sequential(encoder, head)
     learn = _Learner(dls, model, loss_func=loss, opt_func=make_optimizer(settings), metrics=UnweightedAccuracy(),
                      cbs=[*common, *late, *cbs])

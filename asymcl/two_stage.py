@@ -31,7 +31,7 @@ from .baselines import classifier_loss_function, head_for_loss
 from .checkpoint import _name, fit_kept, read_state, versions, write_state
 from .datasets import SharedLoader, TensorLoader
 from .distributed import DistributedLoss, chunk_next_call, gather_rows, join_ranks, world_size
-from .guards import StopNonFinite, WatchEmbeddings
+from .guards import StopNonFinite, TrimMemory, WatchEmbeddings
 from .inference import Gallery, TrainedModel, fit_temperature, model_of
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy, evaluate_predictions
 from .models import encode, encode_all, encoder_width, projection_head
@@ -170,7 +170,8 @@ class TwoStageLearner:
         self.classes = [str(c) for c in dls.vocab]
         self.width = encoder_width(encoder, dls.valid.one_batch()[0])
         model = nn.Sequential(encoder, projection_head(self.width, embedding_size))
-        cbs = [RandomViews(make_views), AcrossRanks(), StopNonFinite(), WatchEmbeddings(), *precision_callbacks(precision), *L(cbs)]
+        guards = [StopNonFinite(), WatchEmbeddings(), TrimMemory()]
+        cbs = [RandomViews(make_views), AcrossRanks(), *guards, *precision_callbacks(precision), *L(cbs)]
         self.contrastive = _Learner(dls, model, loss_func=loss, opt_func=opt_func, metrics=KnnAccuracy(), cbs=cbs)
         self.make_views, self.precision = make_views, precision
         self._classifier = self._encoder_state = None

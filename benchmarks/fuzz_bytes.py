@@ -1,7 +1,7 @@
 """Feed the readers of files with bytes that coverage guides, for minutes: every input must end in a result or the documented error.
 
     python -m pip install atheris
-    python benchmarks/fuzz_bytes.py --seconds 300 --out benchmarks/results/fuzz_bytes.json
+    python benchmarks/fuzz_bytes.py --seconds 60 --out benchmarks/results/fuzz_bytes.json
 
 tests/test_fuzz.py damages files blindly; atheris (libFuzzer) keeps the inputs that reach new branches of asymcl, Pillow and NumPy, and goes
 on from there. What is called, and what must hold, are the bodies of those tests. Another error than the documented one, an input that takes

@@ -3,7 +3,7 @@
     python benchmarks/long_run.py --epochs 50 --out benchmarks/results/long_run.json
 
 Both stages for so many epochs, every one kept in a folder: resident memory, open files, threads and child processes after each. The growth
-is that from the fifth epoch, when all is allocated, to the last. Linux only: the figures come from /proc.
+is that from the fifth epoch, when all is allocated, to the epoch with most after it. Linux only: the figures come from /proc.
 """
 import argparse
 import json
@@ -44,9 +44,9 @@ class Watch(Callback):
 
 
 def summary(seen):
-    "Fifth and last epoch, and what grew between them"
-    early, last = seen[4], seen[-1]
-    return dict(fifth=early, last=last, growth_percent=round(100 * (last["resident"] / early["resident"] - 1), 2))
+    "Fifth and last epoch, the most memory after the fifth, and how much more that is"
+    early, most = seen[4], max(epoch["resident"] for epoch in seen[5:])
+    return dict(fifth=early, last=seen[-1], most=most, growth_percent=round(100 * (most / early["resident"] - 1), 2))
 
 
 def main():
