@@ -172,8 +172,9 @@ def _build_head(described, weight):
 # %% ../nbs/api/inference.ipynb #f1d7af15
 def _encoder_described(encoder, image_shape):
     "What makes the encoder again; None where nothing is known to"
-    made_by, encoder = getattr(encoder, "made_by", None), deepcopy(encoder).cpu().float()
+    made_by = getattr(encoder, "made_by", None)
     if made_by is None: return None
+    encoder = deepcopy(encoder).cpu().float()
     images = 10*torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.random.fork_rng(devices=[]): again = build_encoder(made_by)

@@ -30,13 +30,7 @@ def readers(folder):
     def body(test, *fixtures, **fixed):
         return lambda data: test.hypothesis.inner_test.__wrapped__(*fixtures, data, **fixed)
 
-    def model(which):
-        def call(data):
-            files = (data, t.TENSORS) if which == "json" else (t.DESCRIBED, data)
-            t.test_load_model.hypothesis.inner_test.__wrapped__(folder, files)
-
-        return call
-
+    load_model = body(t.test_load_model, folder)
     return {
         "read_idx": ([t.idx(7), t.idx(2, 3, 4), gzip.compress(t.idx(50), mtime=0)], body(t.test_read_idx, folder)),
         "decode": (t.IMAGES, body(t.test_decode, size=8, channels=3, fit="squish")),
@@ -44,8 +38,8 @@ def readers(folder):
         "from_npz": ([t.npz(**t.parts(6))], body(t.test_from_npz, folder)),
         "read_table": ([t.CSV.encode()], lambda data: t.attempt(["data.csv"], t.read_table, data, "data.csv")),
         "read_records": ([json.dumps(t.RECORD).encode()], body(t.test_read_records, folder)),
-        "load_model, model.json": ([t.DESCRIBED], model("json")),
-        "load_model, safetensors": ([t.TENSORS], model("safetensors")),
+        "load_model, model.json": ([t.DESCRIBED], lambda data: load_model((data, t.TENSORS))),
+        "load_model, safetensors": ([t.TENSORS], lambda data: load_model((t.DESCRIBED, data))),
     }
 
 
