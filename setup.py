@@ -1,4 +1,5 @@
 """Hands the release facts of settings.ini to setuptools; everything else stands in pyproject.toml."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -26,5 +27,8 @@ setup(
         "onnx": lines("requirements_onnx"),
         "dev": lines("requirements_dev") + lines("requirements_tune") + lines("requirements_onnx"),
     },
-    entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["asymcl = asymcl._modidx:d"]},
+    entry_points={
+        "console_scripts": lines("console_scripts"),
+        "nbdev": ["asymcl = asymcl._modidx:d"],
+    },
 )

@@ -29,8 +29,11 @@ def _checked_counts(counts):
     "`counts` as a float64 CPU tensor (classes,), or an error"
     counts = torch.as_tensor(counts).cpu().double()
     if counts.ndim != 1 or not len(counts):
-        raise ValueError(f"counts must be a non-empty vector (classes,), got shape {tuple(counts.shape)}")
-    if not (counts >= 1).all(): raise ValueError(f"counts must be at least 1 for every class, got {counts.tolist()}")
+        raise ValueError(
+            f"counts must be a non-empty vector (classes,), got shape {tuple(counts.shape)}"
+        )
+    if not (counts >= 1).all():
+        raise ValueError(f"counts must be at least 1 for every class, got {counts.tolist()}")
     return counts
 
 # %% ../nbs/api/baselines.ipynb #5ca33117
@@ -38,8 +41,8 @@ def inverse_frequency_weights(
     counts,  # images per class (classes,), each >= 1
 ):  # float tensor (classes,) with mean one
     "Class weights proportional to one over the count; raises ValueError for a class without images"
-    weights = 1/_checked_counts(counts)
-    return (weights/weights.mean()).float()
+    weights = 1 / _checked_counts(counts)
+    return (weights / weights.mean()).float()
 
 # %% ../nbs/api/baselines.ipynb #8aa5046c
 def class_balanced_weights(
@@ -48,34 +51,44 @@ def class_balanced_weights(
 ):  # float tensor (classes,) with mean one
     "Inverse effective numbers of Cui et al. (2019, equation 4), scaled to a mean of one; raises ValueError for values out of range"
     counts = _checked_counts(counts)
-    if not 0 <= beta < 1: raise ValueError(f"beta must lie in [0, 1), got {beta}")
-    weights = (1 - beta)/(1 - beta**counts)
-    return (weights/weights.mean()).float()
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must lie in [0, 1), got {beta}")
+    weights = (1 - beta) / (1 - beta**counts)
+    return (weights / weights.mean()).float()
 
 # %% ../nbs/api/baselines.ipynb #9a3bc135
 class LogitAdjustedCrossEntropy(nn.Module):
     "Cross-entropy of logits plus log class proportions (Menon et al. 2021, equation 10 with tau = 1); raises ValueError for bad counts"
-    def __init__(self,
+
+    def __init__(
+        self,
         counts,  # images per class (classes,), each >= 1
     ):
         super().__init__()
         counts = _checked_counts(counts)
-        self.register_buffer("log_proportions", (counts/counts.sum()).log().float())
-    def forward(self, logits, targets): return F.cross_entropy(logits + self.log_proportions, targets)
+        self.register_buffer("log_proportions", (counts / counts.sum()).log().float())
+
+    def forward(self, logits, targets):
+        return F.cross_entropy(logits + self.log_proportions, targets)
 
 # %% ../nbs/api/baselines.ipynb #ced069f6
 class NormalizedLinear(nn.Module):
     "Cosines between features and class weights times `scale`: the head of LDAM (Cao et al. 2019); ValueError for values out of range"
-    def __init__(self,
+
+    def __init__(
+        self,
         width,  # number of features
         classes,  # number of classes, >= 2
-        scale=30.,  # s > 0, as in the loss
+        scale=30.0,  # s > 0, as in the loss
     ):
         super().__init__()
-        if classes < 2: raise ValueError(f"classes must be at least 2, got {classes}")
+        if classes < 2:
+            raise ValueError(f"classes must be at least 2, got {classes}")
         _check_positive("scale", scale)
         self.weight, self.scale = nn.Parameter(torch.randn(classes, width)), scale
-    def forward(self, features): return self.scale*F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T
+
+    def forward(self, features):
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T
 
 # %% ../nbs/api/baselines.ipynb #48c4f5fd
 def _check_positive(name, value):
@@ -88,25 +101,29 @@ class LDAMLoss(nn.Module):
     """Cross-entropy after the target's logit has lost scale times its margin (Cao et al. 2019).
 
     For the logits of a `NormalizedLinear` of the same scale. Raises ValueError for values out of range."""
-    def __init__(self,
+
+    def __init__(
+        self,
         counts,  # images per class (classes,), each >= 1
         max_margin=0.5,  # margin > 0 of the rarest class, in units of the cosine
-        scale=30.,  # s > 0, as in the head
+        scale=30.0,  # s > 0, as in the head
     ):
         super().__init__()
-        for name, value in [("max_margin", max_margin), ("scale", scale)]: _check_positive(name, value)
-        margins = _checked_counts(counts)**-0.25
-        self.register_buffer("margins", (max_margin*margins/margins.max()).float())
+        for name, value in [("max_margin", max_margin), ("scale", scale)]:
+            _check_positive(name, value)
+        margins = _checked_counts(counts) ** -0.25
+        self.register_buffer("margins", (max_margin * margins / margins.max()).float())
         self.register_buffer("weight", torch.ones(len(margins)))
         self.scale = scale
+
     def forward(self, logits, targets):
-        lost = self.scale*self.margins*F.one_hot(targets, len(self.margins))
+        lost = self.scale * self.margins * F.one_hot(targets, len(self.margins))
         return F.cross_entropy(logits - lost, targets, weight=self.weight)
 
 # %% ../nbs/api/baselines.ipynb #74124a46
 _classifier_losses = dict(
     cross_entropy=lambda counts: CrossEntropyLossFlat(),
-    focal=lambda counts: FocalLossFlat(gamma=2.),
+    focal=lambda counts: FocalLossFlat(gamma=2.0),
     class_weighted=lambda counts: CrossEntropyLossFlat(weight=inverse_frequency_weights(counts)),
     class_balanced=lambda counts: CrossEntropyLossFlat(weight=class_balanced_weights(counts)),
     logit_adjusted=LogitAdjustedCrossEntropy,
@@ -119,9 +136,12 @@ def classifier_loss_function(
     counts,  # training images per class (classes,)
 ):  # loss function of logits (n, classes) and labels (n,)
     "Loss of the classification head by name; raises ValueError for an unknown name"
-    if callable(loss): return loss
+    if callable(loss):
+        return loss
     if loss not in _classifier_losses:
-        raise ValueError(f"classifier_loss must be one of {', '.join(_classifier_losses)} or a callable, got {loss!r}")
+        raise ValueError(
+            f"classifier_loss must be one of {', '.join(_classifier_losses)} or a callable, got {loss!r}"
+        )
     return _classifier_losses[loss](counts)
 
 # %% ../nbs/api/baselines.ipynb #da23b86f
@@ -131,34 +151,48 @@ def head_for_loss(
     classes,  # number of classes, >= 2
 ):  # nn.Module: features (n, width) to logits (n, classes)
     "The head a classification loss is meant for: a `NormalizedLinear` for LDAM, one linear layer else; raises ValueError for one class"
-    if isinstance(loss, LDAMLoss): return NormalizedLinear(width, classes, loss.scale)
-    return NormalizedLinear(width, classes) if loss == "ldam" else classification_head(width, classes)
+    if isinstance(loss, LDAMLoss):
+        return NormalizedLinear(width, classes, loss.scale)
+    return (
+        NormalizedLinear(width, classes) if loss == "ldam" else classification_head(width, classes)
+    )
 
 # %% ../nbs/api/baselines.ipynb #4d9557fc
 class DeferredReweighting(Callback):
     "Class weights of one, and those of Cui et al. (2019) from epoch round(start * epochs) on (DRW, Cao et al. 2019)"
-    def __init__(self,
+
+    def __init__(
+        self,
         counts,  # training images per class (classes,), each >= 1
         start=0.8,  # share in 0..1 of the epochs with weights of one
         beta=0.9999,  # in [0, 1), as in `class_balanced_weights`
     ):
-        if not 0 <= start <= 1: raise ValueError(f"start must be in 0..1, got {start}")
+        if not 0 <= start <= 1:
+            raise ValueError(f"start must be in 0..1, got {start}")
         self.start, self.weights = start, class_balanced_weights(counts, beta)
+
     def before_fit(self):
-        self.target = getattr(self.loss_func, "func", self.loss_func)  # fastai's losses hold PyTorch's as `func`
+        self.target = getattr(
+            self.loss_func, "func", self.loss_func
+        )  # fastai's losses hold PyTorch's as `func`
         if not isinstance(self.target, (nn.CrossEntropyLoss, LDAMLoss)):
-            raise TypeError(f"the loss must be a cross-entropy or LDAMLoss, got {type(self.target).__name__}")
+            raise TypeError(
+                f"the loss must be a cross-entropy or LDAMLoss, got {type(self.target).__name__}"
+            )
         self.own = self.target.weight
+
     def before_epoch(self):
-        late = self.epoch >= round(self.start*self.n_epoch)
+        late = self.epoch >= round(self.start * self.n_epoch)
         weights = self.weights if late else torch.ones_like(self.weights)
         self.target.weight = weights.to(next(self.model.parameters()).device)
-    def after_fit(self): self.target.weight = self.own
+
+    def after_fit(self):
+        self.target.weight = self.own
 
 # %% ../nbs/api/baselines.ipynb #8f986059
 def _draw_positives(labels, k, views):
     "Boolean (n, n): for each row the rows of its own image and `k` others of its class, drawn from PyTorch's generator"
-    image = torch.arange(len(labels), device=labels.device)//views
+    image = torch.arange(len(labels), device=labels.device) // views
     same = (labels[:, None] == labels).fill_diagonal_(False)
     own = same & (image[:, None] == image)
     others = same & ~own
@@ -172,7 +206,9 @@ class KCL(nn.Module):
 
     Draws from PyTorch's generator; an anchor without positives counts zero. For one device.
     Raises TypeError or ValueError naming the argument."""
-    def __init__(self,
+
+    def __init__(
+        self,
         k=6,  # positives drawn for each anchor besides its own views, >= 0
         temperature=0.07,  # > 0
         views=2,  # views of each image, >= 1, in rows that follow one another
@@ -180,12 +216,16 @@ class KCL(nn.Module):
     ):
         super().__init__()
         for name, value, least in [("k", k, 0), ("views", views, 1)]:
-            if not isinstance(value, int) or value < least: raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
         self.k, self.views, self.loss = k, views, CL(temperature, **settings)
+
     def forward(self, embeddings, labels):
         embeddings, labels = _checked_rows(embeddings, labels)
         return self.loss(embeddings, pair_mask=_draw_positives(labels, self.k, self.views))
-    def extra_repr(self): return f"k={self.k}, views={self.views}"
+
+    def extra_repr(self):
+        return f"k={self.k}, views={self.views}"
 
 # %% ../nbs/api/baselines.ipynb #fbed2ce0
 def _checked_rows(embeddings, labels):
@@ -193,7 +233,8 @@ def _checked_rows(embeddings, labels):
     embeddings, labels = _plain(embeddings), _plain(labels)
     _check_embeddings("embeddings", embeddings, "(n, d)", (2,))
     _check_labels("labels", labels, len(embeddings))
-    if labels.ndim != 1: raise ValueError(f"labels must have shape ({len(embeddings)},), got {tuple(labels.shape)}")
+    if labels.ndim != 1:
+        raise ValueError(f"labels must have shape ({len(embeddings)},), got {tuple(labels.shape)}")
     return embeddings, labels
 
 # %% ../nbs/api/baselines.ipynb #091af3f3
@@ -202,10 +243,12 @@ def _class_average_losses(scores, labels, columns):
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     positives = (labels[:, None] == columns) & ~own
     size = (columns[:, None] == columns).sum(0)
-    others = (size - (labels[:, None] == columns).long()).clamp(min=1)  # of each column's class, without the anchor
+    others = (size - (labels[:, None] == columns).long()).clamp(
+        min=1
+    )  # of each column's class, without the anchor
     total = (scores - others.log()).masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)
     minus_log_p = (total - scores).masked_fill(~positives, 0)
-    return minus_log_p.sum(1)/positives.sum(1).clamp(min=1)
+    return minus_log_p.sum(1) / positives.sum(1).clamp(min=1)
 
 # %% ../nbs/api/baselines.ipynb #7a91babb
 def balanced_contrastive_loss(
@@ -218,15 +261,20 @@ def balanced_contrastive_loss(
     """L_BCL of Zhu et al. (2022): class-averaging and class-complement. An anchor without positives counts zero.
 
     Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
-    _check_settings(0., 0., temperature, "pairs", reduction, "auto")
+    _check_settings(0.0, 0.0, temperature, "pairs", reduction, "auto")
     embeddings, labels = _checked_rows(embeddings, labels)
-    if prototypes is not None: _check_prototypes(prototypes, embeddings, labels)
-    z, n = _columns(embeddings, prototypes, temperature, normalize=True, check_values=True), len(labels)
+    if prototypes is not None:
+        _check_prototypes(prototypes, embeddings, labels)
+    z, n = (
+        _columns(embeddings, prototypes, temperature, normalize=True, check_values=True),
+        len(labels),
+    )
     columns = torch.cat([labels, torch.arange(len(z) - n, device=labels.device)])
-    if len(z) == 1: losses = 0*z.sum(1)
+    if len(z) == 1:
+        losses = 0 * z.sum(1)
     else:
         with torch.autocast(z.device.type, enabled=False):
-            losses = _class_average_losses(z[:n] @ z.T/temperature, labels, columns)
+            losses = _class_average_losses(z[:n] @ z.T / temperature, labels, columns)
     return losses if reduction == "none" else getattr(losses, reduction)()
 
 # %% ../nbs/api/baselines.ipynb #3c23b130
@@ -234,10 +282,14 @@ def _check_prototypes(prototypes, embeddings, labels):
     "Raise TypeError or ValueError unless `prototypes` is (classes, d) with a row for every label"
     _check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
     if prototypes.shape[1] != embeddings.shape[1]:
-        raise ValueError(f"prototypes must have width {embeddings.shape[1]} as embeddings, got {prototypes.shape[1]}")
+        raise ValueError(
+            f"prototypes must have width {embeddings.shape[1]} as embeddings, got {prototypes.shape[1]}"
+        )
     if labels.min() < 0 or labels.max() >= len(prototypes):
-        raise ValueError(f"labels must be in 0..{len(prototypes) - 1} for {len(prototypes)} prototypes, "
-                         f"got {labels.min().item()}..{labels.max().item()}")
+        raise ValueError(
+            f"labels must be in 0..{len(prototypes) - 1} for {len(prototypes)} prototypes, "
+            f"got {labels.min().item()}..{labels.max().item()}"
+        )
 
 # %% ../nbs/api/baselines.ipynb #df8cba2a
 class BCL(nn.Module):
@@ -245,60 +297,87 @@ class BCL(nn.Module):
 
     Not the whole of Zhu et al. (2022): without their classifier branch, whose weights give the prototypes there. For one device.
     Raises ValueError for values out of range."""
-    def __init__(self,
+
+    def __init__(
+        self,
         classes,  # number of classes, >= 1
         size=128,  # dimensions of the embedding
         temperature=0.1,  # > 0
     ):
         super().__init__()
-        if classes < 1: raise ValueError(f"classes must be at least 1, got {classes}")
-        _check_settings(0., 0., temperature, "pairs", "mean", "auto")
-        self.prototypes, self.temperature = nn.Parameter(F.normalize(torch.randn(classes, size), dim=1)), temperature
-    def forward(self, embeddings, labels): return balanced_contrastive_loss(embeddings, labels, self.prototypes, self.temperature)
-    def extra_repr(self): return f"classes={len(self.prototypes)}, temperature={self.temperature}"
+        if classes < 1:
+            raise ValueError(f"classes must be at least 1, got {classes}")
+        _check_settings(0.0, 0.0, temperature, "pairs", "mean", "auto")
+        self.prototypes, self.temperature = (
+            nn.Parameter(F.normalize(torch.randn(classes, size), dim=1)),
+            temperature,
+        )
+
+    def forward(self, embeddings, labels):
+        return balanced_contrastive_loss(embeddings, labels, self.prototypes, self.temperature)
+
+    def extra_repr(self):
+        return f"classes={len(self.prototypes)}, temperature={self.temperature}"
 
 # %% ../nbs/api/baselines.ipynb #2dec4e54
 class LearnPrototypes(Callback):
     "Trains the parameters of the learner's loss with those of its model; raises TypeError if it has none"
+
     def after_create(self):
-        if not (isinstance(self.loss_func, nn.Module) and any(True for _ in self.loss_func.parameters())):
-            raise TypeError(f"the loss must be a module with parameters, such as BCL, got {type(self.loss_func).__name__}")
+        if not (
+            isinstance(self.loss_func, nn.Module) and any(True for _ in self.loss_func.parameters())
+        ):
+            raise TypeError(
+                f"the loss must be a module with parameters, such as BCL, got {type(self.loss_func).__name__}"
+            )
         self.of_model, self.learn.splitter = self.learn.splitter, self.of_both
-    def of_both(self, model): return [*self.of_model(model), *self.loss_func.parameters()]
+
+    def of_both(self, model):
+        return [*self.of_model(model), *self.loss_func.parameters()]
 
 # %% ../nbs/api/baselines.ipynb #56c5cec4
 @torch.no_grad()
 def tau_normalized(
     head,  # nn.Linear: features (n, width) to logits (n, classes); left as it is
-    tau=1.,  # >= 0
+    tau=1.0,  # >= 0
 ):  # a new nn.Linear without bias
     """Head with weights divided by their length to the power `tau`, and no bias (Kang et al. 2020); a zero weight stays zero.
 
     Raises TypeError for a head that is no nn.Linear and ValueError for `tau` out of range."""
-    if not isinstance(head, nn.Linear): raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
+    if not isinstance(head, nn.Linear):
+        raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
     _check_tau(tau)
     length = head.weight.norm(dim=1, keepdim=True)
-    new = nn.Linear(head.in_features, head.out_features, bias=False, device=head.weight.device, dtype=head.weight.dtype)
-    new.weight.copy_(head.weight/length.masked_fill(length == 0, 1)**tau)
+    new = nn.Linear(
+        head.in_features,
+        head.out_features,
+        bias=False,
+        device=head.weight.device,
+        dtype=head.weight.dtype,
+    )
+    new.weight.copy_(head.weight / length.masked_fill(length == 0, 1) ** tau)
     return new
 
 # %% ../nbs/api/baselines.ipynb #aa5cc48c
 def _check_tau(tau):
     "Raise ValueError unless `tau` is a finite number >= 0"
-    if not (isinstance(tau, Real) and math.isfinite(tau) and tau >= 0): raise ValueError(f"tau must be a finite number >= 0, got {tau!r}")
+    if not (isinstance(tau, Real) and math.isfinite(tau) and tau >= 0):
+        raise ValueError(f"tau must be a finite number >= 0, got {tau!r}")
 
 # %% ../nbs/api/baselines.ipynb #ef5480e5
 def logit_adjust(
     logits,  # (..., classes), of a head trained without adjustment
     counts,  # images per class (classes,) that it was trained on, each >= 1
-    tau=1.,  # >= 0; 0 changes nothing
+    tau=1.0,  # >= 0; 0 changes nothing
 ):  # adjusted logits (..., classes)
     "Logits less `tau` times the log of the class proportions (Menon et al. 2021, equation 9); raises ValueError for values out of range"
     counts = _checked_counts(counts)
     _check_tau(tau)
     if logits.shape[-1] != len(counts):
-        raise ValueError(f"counts must have a number for each of the {logits.shape[-1]} classes of the logits, got {len(counts)}")
-    return logits - tau*(counts/counts.sum()).log().to(logits)
+        raise ValueError(
+            f"counts must have a number for each of the {logits.shape[-1]} classes of the logits, got {len(counts)}"
+        )
+    return logits - tau * (counts / counts.sum()).log().to(logits)
 
 # %% ../nbs/api/baselines.ipynb #80ba992b
 def balanced_loader(
@@ -309,6 +388,11 @@ def balanced_loader(
     """Loader for cRT, the re-training of a head on balanced batches (Kang et al. 2020).
 
     Raises ValueError for labels or a batch size that do not fit."""
-    if len(features) != len(labels): raise ValueError(f"labels must be {len(features)} to go with the features, got {len(labels)}")
-    sampler = BalancedSampler(labels, batch_size, alpha=0., at_least=0)
-    return TensorLoader((features, labels), bs=batch_size, sampler=sampler, drop_last=True, device=features.device)
+    if len(features) != len(labels):
+        raise ValueError(
+            f"labels must be {len(features)} to go with the features, got {len(labels)}"
+        )
+    sampler = BalancedSampler(labels, batch_size, alpha=0.0, at_least=0)
+    return TensorLoader(
+        (features, labels), bs=batch_size, sampler=sampler, drop_last=True, device=features.device
+    )

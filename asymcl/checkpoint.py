@@ -47,7 +47,8 @@ def write_atomic(
 ):
     "Write a file so that it is there whole or as it was. Raises OSError where that is not possible."
     path = Path(path)
-    if not path.parent.is_dir(): raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
@@ -56,51 +57,82 @@ def write_atomic(
             os.fsync(f.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../nbs/api/checkpoint.ipynb #c0db67a3
 def _sync_folder(folder):
     "Bring the names in a folder to the disk"
-    if os.name != "posix": return
+    if os.name != "posix":
+        return
     number = os.open(folder, os.O_RDONLY)
-    try: os.fsync(number)
-    finally: os.close(number)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 # %% ../nbs/api/checkpoint.ipynb #4f9fc130
 def versions():  # dict: package -> version
     "Versions of Python and of the packages that results depend on"
     packages = "torch", "torchvision", "fastai", "scikit-learn", "numpy"
-    return dict(asymcl=__version__, python=platform.python_version(), **{p: metadata.version(p) for p in packages})
+    return dict(
+        asymcl=__version__,
+        python=platform.python_version(),
+        **{p: metadata.version(p) for p in packages},
+    )
 
 # %% ../nbs/api/checkpoint.ipynb #2efe7c7a
 def _pack(value, tensors):
     "`value` for JSON, with its tensors moved into the dict `tensors`"
     if isinstance(value, torch.Tensor):
-        last = value.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
-        tensors[str(len(tensors))] = value.detach().cpu().as_subclass(torch.Tensor).clone(memory_format=torch.contiguous_format)
+        last = (
+            value.ndim == 4
+            and not value.is_contiguous()
+            and value.is_contiguous(memory_format=torch.channels_last)
+        )
+        tensors[str(len(tensors))] = (
+            value.detach()
+            .cpu()
+            .as_subclass(torch.Tensor)
+            .clone(memory_format=torch.contiguous_format)
+        )
         return {"$channels_last" if last else "$tensor": str(len(tensors) - 1)}
     if isinstance(value, dict):
         plain = all(isinstance(k, str) and not k.startswith("$") for k in value)
-        if plain: return {k: _pack(v, tensors) for k, v in value.items()}
+        if plain:
+            return {k: _pack(v, tensors) for k, v in value.items()}
         return {"$dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
-    if isinstance(value, list | L): return [_pack(v, tensors) for v in value]
-    if isinstance(value, tuple): return {"$tuple": [_pack(v, tensors) for v in value]}
-    if isinstance(value, np.generic): value = value.item()
-    if value is None or isinstance(value, bool | int | float | str): return value
-    raise TypeError(f"state must be made of dicts, lists, tuples, tensors, numbers, texts and None, got {type(value).__name__}")
+    if isinstance(value, list | L):
+        return [_pack(v, tensors) for v in value]
+    if isinstance(value, tuple):
+        return {"$tuple": [_pack(v, tensors) for v in value]}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"state must be made of dicts, lists, tuples, tensors, numbers, texts and None, got {type(value).__name__}"
+    )
 
 # %% ../nbs/api/checkpoint.ipynb #bb6fcb25
 def _unpack(value, tensors):
     "What `_pack` was given"
-    if isinstance(value, list): return [_unpack(v, tensors) for v in value]
-    if not isinstance(value, dict): return value
+    if isinstance(value, list):
+        return [_unpack(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
     kind = next(iter(value), "")
-    if not kind.startswith("$"): return {k: _unpack(v, tensors) for k, v in value.items()}
-    (_, content), = value.items()
-    if kind == "$tensor": return tensors[content]
-    if kind == "$channels_last": return tensors[content].contiguous(memory_format=torch.channels_last)
-    if kind == "$dict": return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}
-    if kind == "$tuple": return tuple(_unpack(v, tensors) for v in content)
+    if not kind.startswith("$"):
+        return {k: _unpack(v, tensors) for k, v in value.items()}
+    ((_, content),) = value.items()
+    if kind == "$tensor":
+        return tensors[content]
+    if kind == "$channels_last":
+        return tensors[content].contiguous(memory_format=torch.channels_last)
+    if kind == "$dict":
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}
+    if kind == "$tuple":
+        return tuple(_unpack(v, tensors) for v in content)
     raise ValueError(f"{kind!r} is of no kind that can be read")
 
 # %% ../nbs/api/checkpoint.ipynb #b1458d9f
@@ -116,33 +148,46 @@ def write_state(
     digest = hashlib.sha256(content).hexdigest()
     file = f"{name}-{digest[:16]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/f".{name}.lock"):
-        _check_foreign(folder/f"{name}.json")
-        write_atomic(folder/file, content)
-        write_atomic(folder/f"{name}.json", json.dumps(dict(format=1, tensors=file, sha256=digest, state=packed), indent=1))
+    with FileLock(folder / f".{name}.lock"):
+        _check_foreign(folder / f"{name}.json")
+        write_atomic(folder / file, content)
+        write_atomic(
+            folder / f"{name}.json",
+            json.dumps(dict(format=1, tensors=file, sha256=digest, state=packed), indent=1),
+        )
         for old in folder.glob(f"{name}-*.safetensors"):
-            if old.name != file and _is_ours(old.name, name): old.unlink(missing_ok=True)
-        for part in folder.glob(f".{name}[.-]*.part"): part.unlink(missing_ok=True)  # of writers that were killed
+            if old.name != file and _is_ours(old.name, name):
+                old.unlink(missing_ok=True)
+        for part in folder.glob(f".{name}[.-]*.part"):
+            part.unlink(missing_ok=True)  # of writers that were killed
 
 # %% ../nbs/api/checkpoint.ipynb #bd5bbfc4
 def _is_ours(file, name):
     "Whether a file's name is of the form that `write_state` gives"
     return re.fullmatch(re.escape(name) + r"-[0-9a-f]{16}\.safetensors", file)
 
+
 def _check_foreign(path):
     "Raise FileExistsError for a file that `write_state` has not written"
-    if not path.exists(): return
+    if not path.exists():
+        return
     ours = False
     if path.is_file():
-        with open(path, "rb") as f: ours = f.read(13) == b'{\n "format": '
-    if not ours: raise FileExistsError(f"{path} is there already, and no state that was kept; give another folder")
+        with open(path, "rb") as f:
+            ours = f.read(13) == b'{\n "format": '
+    if not ours:
+        raise FileExistsError(
+            f"{path} is there already, and no state that was kept; give another folder"
+        )
 
 # %% ../nbs/api/checkpoint.ipynb #de3afed0
 def _content(path, most=2**40):
     "The bytes of a regular file; ValueError for another thing, or for more bytes than `most`"
     state = os.stat(path)
-    if not stat.S_ISREG(state.st_mode): raise ValueError(f"{path.name} is no regular file")
-    if state.st_size > most: raise ValueError(f"{path.name} has {state.st_size} bytes, more than {most}")
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"{path.name} is no regular file")
+    if state.st_size > most:
+        raise ValueError(f"{path.name} has {state.st_size} bytes, more than {most}")
     return path.read_bytes()
 
 # %% ../nbs/api/checkpoint.ipynb #502bf9e4
@@ -151,83 +196,150 @@ def read_state(
     name,  # as for `write_state`
 ):  # the state, or None where there is none of this name
     "Read a state back. Raises ValueError, naming the file, for whatever is no whole state; nothing in a file is ever run."
-    path = Path(folder)/f"{name}.json"
-    if not path.exists(): return None
+    path = Path(folder) / f"{name}.json"
+    if not path.exists():
+        return None
     try:
-        try: return _read_whole(path, name)
-        except FileNotFoundError: return _read_whole(path, name)  # another process has just written the state anew
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
-        raise ValueError(f"{path}: not a whole state of {name} ({' '.join(str(error).split())}); remove it, or copy it again") from error
+        try:
+            return _read_whole(path, name)
+        except FileNotFoundError:
+            return _read_whole(path, name)  # another process has just written the state anew
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        FileNotFoundError,
+    ) as error:
+        raise ValueError(
+            f"{path}: not a whole state of {name} ({' '.join(str(error).split())}); remove it, or copy it again"
+        ) from error
 
 # %% ../nbs/api/checkpoint.ipynb #d1e49018
 def _read_whole(path, name):
     "The state that a JSON describes; an error of some kind where it is not whole"
     described = json.loads(_content(path, 2**28))
-    if described["format"] != 1: raise ValueError(f"its format is {described['format']!r}, and only 1 can be read")
+    if described["format"] != 1:
+        raise ValueError(f"its format is {described['format']!r}, and only 1 can be read")
     tensors = _read_tensors(path.parent, name, described["tensors"], described["sha256"])
     return _unpack(described["state"], tensors)
 
+
 def _read_tensors(folder, name, file, digest):
     "The tensors in a file of that digest; ValueError for another file"
-    if not _is_ours(file, name): raise ValueError(f"{file!r} is no name of its tensors")
-    content = _content(folder/file)
-    if hashlib.sha256(content).hexdigest() != digest: raise ValueError(f"{file} is damaged, or another file: its SHA-256 is not {digest}")
-    try: return safetensors.load(content)
-    except SafetensorError as error: raise ValueError(f"{file} is no safetensors file: {error}") from error
+    if not _is_ours(file, name):
+        raise ValueError(f"{file!r} is no name of its tensors")
+    content = _content(folder / file)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{file} is damaged, or another file: its SHA-256 is not {digest}")
+    try:
+        return safetensors.load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no safetensors file: {error}") from error
 
 # %% ../nbs/api/checkpoint.ipynb #1bcd4295
 def _random_states(dls):
     "The state of every generator that a training draws from"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     kind, keys, *rest = np.random.get_state()
-    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-                python=[_python_state(generator) for generator in (random, *(dl.rng for dl in dls.loaders))])
+    return dict(
+        torch=torch.get_rng_state(),
+        cuda=cuda,
+        numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        python=[
+            _python_state(generator) for generator in (random, *(dl.rng for dl in dls.loaders))
+        ],
+    )
+
 
 def _python_state(generator):
     "State of a generator of Python's `random`, its numbers as a tensor"
     version, numbers, gauss = generator.getstate()
     return version, torch.tensor(numbers), gauss
 
+
 def _set_random_states(states, dls):
     "The generators as `_random_states` found them"
     torch.set_rng_state(states["torch"])
-    if states["cuda"]: torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    for generator, (version, numbers, gauss) in zip((random, *(dl.rng for dl in dls.loaders)), states["python"], strict=True):
+    for generator, (version, numbers, gauss) in zip(
+        (random, *(dl.rng for dl in dls.loaders)), states["python"], strict=True
+    ):
         generator.setstate((version, tuple(numbers.tolist()), gauss))
 
 # %% ../nbs/api/checkpoint.ipynb #d01f6ad5
 def _state_of(learn):
     "Model, loss, optimiser, scaler, generators and figures of a Learner after an epoch"
     recorder = learn.recorder
-    figures = dict(values=[list(v) for v in recorder.values], lrs=recorder.lrs, iters=recorder.iters, losses=_stacked(recorder.losses),
-                   smooth=(recorder.smooth_loss.count, recorder.smooth_loss.val), train_iter=learn.train_iter)
-    return dict(model=learn.model.state_dict(), loss=_loss_state(learn), optimizer=learn.opt.state_dict(), scaler=_scaler_state(learn),
-                random=_random_states(learn.dls), figures=figures)
+    figures = dict(
+        values=[list(v) for v in recorder.values],
+        lrs=recorder.lrs,
+        iters=recorder.iters,
+        losses=_stacked(recorder.losses),
+        smooth=(recorder.smooth_loss.count, recorder.smooth_loss.val),
+        train_iter=learn.train_iter,
+    )
+    return dict(
+        model=learn.model.state_dict(),
+        loss=_loss_state(learn),
+        optimizer=learn.opt.state_dict(),
+        scaler=_scaler_state(learn),
+        random=_random_states(learn.dls),
+        figures=figures,
+    )
 
-def _stacked(losses): return torch.stack([torch.as_tensor(v) for v in losses]) if losses else torch.empty(0)
 
-def _loss_state(learn): return learn.loss_func.state_dict() if isinstance(learn.loss_func, nn.Module) else {}
+def _stacked(losses):
+    return torch.stack([torch.as_tensor(v) for v in losses]) if losses else torch.empty(0)
 
-def _scaler_state(learn): return learn.scaler.state_dict() if hasattr(learn, "scaler") else {}
+
+def _loss_state(learn):
+    return learn.loss_func.state_dict() if isinstance(learn.loss_func, nn.Module) else {}
+
+
+def _scaler_state(learn):
+    return learn.scaler.state_dict() if hasattr(learn, "scaler") else {}
 
 # %% ../nbs/api/checkpoint.ipynb #f25dc5cd
 def _for_fastai(opt, state):
     "The state of a fastai optimiser, on the devices of its weights"
-    def there(v, p): return v.to(p.device) if isinstance(v, torch.Tensor) else v
-    states = [{k: there(v, p) for k, v in own.items()} for own, (p, *_) in zip(state["state"], opt.all_params(), strict=True)]
+
+    def there(v, p):
+        return v.to(p.device) if isinstance(v, torch.Tensor) else v
+
+    states = [
+        {k: there(v, p) for k, v in own.items()}
+        for own, (p, *_) in zip(state["state"], opt.all_params(), strict=True)
+    ]
     device, own = opt.all_params()[0][0].device, dict(state=states, hypers=L(state["hypers"]))
-    return {k: own[k] if k in own else v if v is None else to_device(v, device) for k, v in state.items()}  # more keys: a wrapper's
+    return {
+        k: own[k] if k in own else v if v is None else to_device(v, device)
+        for k, v in state.items()
+    }  # more keys: a wrapper's
+
 
 def _restore(learn, state):
     "Put what `_state_of` gave into a Learner of the same kind"
     learn.model.load_state_dict(state["model"])
-    if state["loss"]: learn.loss_func.load_state_dict(state["loss"])
-    learn.opt.load_state_dict(_for_fastai(learn.opt, state["optimizer"]) if "hypers" in state["optimizer"] else state["optimizer"])
-    if state["scaler"]: learn.scaler.load_state_dict(state["scaler"])
+    if state["loss"]:
+        learn.loss_func.load_state_dict(state["loss"])
+    learn.opt.load_state_dict(
+        _for_fastai(learn.opt, state["optimizer"])
+        if "hypers" in state["optimizer"]
+        else state["optimizer"]
+    )
+    if state["scaler"]:
+        learn.scaler.load_state_dict(state["scaler"])
     recorder, figures = learn.recorder, state["figures"]
-    recorder.lrs, recorder.iters, recorder.losses = figures["lrs"], figures["iters"], list(figures["losses"].unbind())
+    recorder.lrs, recorder.iters, recorder.losses = (
+        figures["lrs"],
+        figures["iters"],
+        list(figures["losses"].unbind()),
+    )
     recorder.smooth_loss.count, recorder.smooth_loss.val = figures["smooth"]
     learn.train_iter = figures["train_iter"]
     _set_random_states(state["random"], learn.dls)
@@ -237,81 +349,147 @@ def _name(value):
     "A loss, optimiser or other function in words that are the same in every process"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
+
 def _described(learn, settings):
     "What must be the same for a training to go on"
     schedules = [cb.scheds for cb in learn.cbs if isinstance(cb, ParamScheduler)]
-    schedule = {name: [np.asarray(f(i/8)).tolist() for i in range(9)] for scheds in schedules for name, f in scheds.items()}
+    schedule = {
+        name: [np.asarray(f(i / 8)).tolist() for i in range(9)]
+        for scheds in schedules
+        for name, f in scheds.items()
+    }
     decay = [] if "wd" in schedule else [hyper.get("wd") for hyper in learn.opt.hypers]
     sizes = {name: list(v.shape) for name, v in learn.model.state_dict().items()}
-    return dict(settings, epochs=learn.n_epoch, batches=len(learn.dls.train), batch_size=learn.dls.train.bs, loss=_name(learn.loss_func),
-                loss_values=_values(learn.loss_func), optimizer=_name(learn.opt_func), schedule=schedule, weight_decay=decay, weights=sizes)
+    return dict(
+        settings,
+        epochs=learn.n_epoch,
+        batches=len(learn.dls.train),
+        batch_size=learn.dls.train.bs,
+        loss=_name(learn.loss_func),
+        loss_values=_values(learn.loss_func),
+        optimizer=_name(learn.opt_func),
+        schedule=schedule,
+        weight_decay=decay,
+        weights=sizes,
+    )
 
 # %% ../nbs/api/checkpoint.ipynb #9a1c2f78
 def _values(value):
     "The numbers, truths and texts, as texts, that an object has as attributes, and a function as defaults or in what it closes over"
-    found = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and k != "training"}
+    found = {
+        k: v
+        for k, v in getattr(value, "__dict__", {}).items()
+        if not k.startswith("_") and k != "training"
+    }
     code = getattr(value, "__code__", None)
     for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True) if code else ():
-        with suppress(ValueError): found[name] = cell.cell_contents  # it may be empty yet
+        with suppress(ValueError):
+            found[name] = cell.cell_contents  # it may be empty yet
     found |= {f"default {i}": v for i, v in enumerate(getattr(value, "__defaults__", None) or ())}
     found |= getattr(value, "__kwdefaults__", None) or {}
-    return {k: repr(v) for k, v in sorted(found.items()) if isinstance(v, bool | int | float | str | np.generic)}
+    return {
+        k: repr(v)
+        for k, v in sorted(found.items())
+        if isinstance(v, bool | int | float | str | np.generic)
+    }
 
 # %% ../nbs/api/checkpoint.ipynb #5b361616
 def _check_same(kept, now, what):
     "Raise ValueError where what is kept, such as 'keep FOLDER holds a training', had other settings"
-    def short(value): return repr(value) if len(repr(value)) < 60 else "others"
-    other = [f"{k} {short(kept.get(k))}, now {short(now.get(k))}" for k in {**now, **kept} if kept.get(k) != now.get(k)]
-    if other: raise ValueError(f"{what} with other settings ({'; '.join(other)}): give another folder")
+
+    def short(value):
+        return repr(value) if len(repr(value)) < 60 else "others"
+
+    other = [
+        f"{k} {short(kept.get(k))}, now {short(now.get(k))}"
+        for k in {**now, **kept}
+        if kept.get(k) != now.get(k)
+    ]
+    if other:
+        raise ValueError(f"{what} with other settings ({'; '.join(other)}): give another folder")
 
 # %% ../nbs/api/checkpoint.ipynb #97be43bb
 class KeepEpochs(Callback):
     "Keeps the state after every epoch, and goes on from there when the same training is started again"
+
     order = 70  # after the recorder and the progress bar
-    def __init__(self,
+
+    def __init__(
+        self,
         folder,  # for the states; one training of this name in it
         name="training",  # of the states
         settings=None,  # dict of plain values that must be the same when it goes on; None: only what the Learner shows
-    ): self.folder, self.state_name, self.settings, self.done, self.asked = Path(folder), name, settings or {}, 0, ()
+    ):
+        self.folder, self.state_name, self.settings, self.done, self.asked = (
+            Path(folder),
+            name,
+            settings or {},
+            0,
+            (),
+        )
+
     def before_fit(self):
-        self.described, state = _described(self.learn, self.settings), read_state(self.folder, self.state_name)
+        self.described, state = (
+            _described(self.learn, self.settings),
+            read_state(self.folder, self.state_name),
+        )
         self.done, self.values = 0, []
         if trackers := [cb.name for cb in self.learn.cbs if isinstance(cb, TrackerCallback)]:
-            raise ValueError(f"keep must be None beside callbacks that remember epochs, got {self.folder} and {', '.join(trackers)}")
-        if state is None: return _check_writable(self.folder)
+            raise ValueError(
+                f"keep must be None beside callbacks that remember epochs, got {self.folder} and {', '.join(trackers)}"
+            )
+        if state is None:
+            return _check_writable(self.folder)
         try:
             _check_same(state["described"], self.described, f"keep {self.folder} holds a training")
             _restore(self.learn, state)
             self.done, self.values = state["done"], state["figures"]["values"]
         except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
             text = " ".join(str(error).split())
-            raise ValueError(f"keep {self.folder} holds no state of this training ({text}); give another folder") from error
+            raise ValueError(
+                f"keep {self.folder} holds no state of this training ({text}); give another folder"
+            ) from error
 
 # %% ../nbs/api/checkpoint.ipynb #00bfcd38
 @patch
 def before_batch(self: KeepEpochs):
-    if self.asked: raise self.asked[-1]
+    if self.asked:
+        raise self.asked[-1]
+
 
 @patch
 def before_epoch(self: KeepEpochs):
-    if self.epoch >= self.done: return
+    if self.epoch >= self.done:
+        return
     self.recorder.log = L([self.epoch, *self.values[self.epoch]])
     raise CancelEpochException
 
 # %% ../nbs/api/checkpoint.ipynb #dfbe22b5
 @patch
 def after_epoch(self: KeepEpochs):
-    if self.epoch < self.done: return self.recorder.iters.pop()
-    try: write_state(self.folder, self.state_name, dict(described=self.described, done=self.epoch + 1, **_state_of(self.learn)))
+    if self.epoch < self.done:
+        return self.recorder.iters.pop()
+    try:
+        write_state(
+            self.folder,
+            self.state_name,
+            dict(described=self.described, done=self.epoch + 1, **_state_of(self.learn)),
+        )
     except OSError as error:
-        raise OSError(f"epoch {self.epoch + 1} of {self.state_name} could not be kept ({error}); {self.kept()}") from error
+        raise OSError(
+            f"epoch {self.epoch + 1} of {self.state_name} could not be kept ({error}); {self.kept()}"
+        ) from error
     self.done = self.epoch + 1
+
 
 @patch
 def kept(self: KeepEpochs):
     "What is there, in words"
-    with suppress(ValueError, OSError):  # a signal may come between the writing of an epoch and its counting
-        if state := read_state(self.folder, self.state_name): self.done = state["done"]
+    with suppress(
+        ValueError, OSError
+    ):  # a signal may come between the writing of an epoch and its counting
+        if state := read_state(self.folder, self.state_name):
+            self.done = state["done"]
     return f"{self.done} finished epochs of {self.state_name} are kept in {self.folder}, and the same call goes on"
 
 # %% ../nbs/api/checkpoint.ipynb #eb47a2a4
@@ -319,54 +497,83 @@ def _check_writable(folder):
     "Raise OSError where no file can be written into a folder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as trial: trial.write(b"trial")
-    except OSError as error: raise OSError(f"keep {folder} cannot be written ({error}); give another folder") from error
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(b"trial")
+    except OSError as error:
+        raise OSError(f"keep {folder} cannot be written ({error}); give another folder") from error
 
 # %% ../nbs/api/checkpoint.ipynb #d0e66922
 @contextmanager
 def _only_one(folder):
     "Hold the lock of a folder; BlockingIOError where another process has it"
     _check_writable(folder)
-    lock = FileLock(folder/".lock")
-    try: lock.acquire(timeout=0)
-    except Timeout: raise BlockingIOError(f"keep {folder} is in use by another process; wait for it, or give another folder") from None
-    try: yield
-    finally: lock.release()
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(
+            f"keep {folder} is in use by another process; wait for it, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 # %% ../nbs/api/checkpoint.ipynb #f865faf9
 _USUAL = dict(SIGINT=signal.default_int_handler, SIGTERM=signal.SIG_DFL, SIGHUP=signal.SIG_DFL)
 
+
 def _signals():
     "Number and usual handler of the signals that ask a process to end; none outside the main thread, which alone may handle them"
-    if threading.current_thread() is not threading.main_thread(): return {}
-    return {getattr(signal, name): handler for name, handler in _USUAL.items() if hasattr(signal, name)}
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {
+        getattr(signal, name): handler for name, handler in _USUAL.items() if hasattr(signal, name)
+    }
+
 
 @contextmanager
 def _stoppable():
     "A signal raises an exception in here, and those of the next two seconds are not heard; others' handlers stay. Gives what was raised."
-    ours, process, heard = {number: usual for number, usual in _signals().items() if signal.getsignal(number) == usual}, os.getpid(), -2.
+    ours, process, heard = (
+        {
+            number: usual
+            for number, usual in _signals().items()
+            if signal.getsignal(number) == usual
+        },
+        os.getpid(),
+        -2.0,
+    )
     asked = []
+
     def end(number, frame):
         nonlocal heard
         now = time.monotonic()
-        if os.getpid() == process and now < heard + 2: return  # workers that are forked in here end each time
+        if os.getpid() == process and now < heard + 2:
+            return  # workers that are forked in here end each time
         heard = now
         asked.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
         raise asked[-1]
-    for number in ours: signal.signal(number, end)
-    try: yield asked
+
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield asked
     finally:
-        for number, usual in ours.items(): signal.signal(number, usual)
+        for number, usual in ours.items():
+            signal.signal(number, usual)
 
 # %% ../nbs/api/checkpoint.ipynb #3a0c6ab3
 @contextmanager
 def _undisturbed():
     "No signal that asks to end is heard in here"
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _signals()}
-    try: yield
+    try:
+        yield
     finally:
         for number, handler in handlers.items():
-            if handler is not None: signal.signal(number, handler)  # None: not set by Python, which cannot set it again
+            if handler is not None:
+                signal.signal(number, handler)  # None: not set by Python, which cannot set it again
 
 # %% ../nbs/api/checkpoint.ipynb #2b7b7984
 def fit_kept(
@@ -381,7 +588,11 @@ def fit_kept(
     Raises ValueError for a folder of another training, OSError for one that cannot be written or that another process is using."""
     keep = KeepEpochs(keep, name, settings)
     with _only_one(keep.folder), _stoppable() as keep.asked:
-        try: fit([keep])
+        try:
+            fit([keep])
         except (KeyboardInterrupt, SystemExit):
-            with suppress(OSError): print(f"stopped: {keep.kept()}", file=sys.stderr, flush=True)  # the terminal may be gone
+            with suppress(OSError):
+                print(
+                    f"stopped: {keep.kept()}", file=sys.stderr, flush=True
+                )  # the terminal may be gone
             raise

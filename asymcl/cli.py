@@ -29,7 +29,17 @@ from fastprogress.fastprogress import progress_bar
 
 from .checkpoint import _stoppable, write_atomic
 from .distributed import join_ranks, leave_ranks
-from .experiment import HEADS, METHODS, VARIED, Reading, Settings, check_settings, compare, plan, resolved
+from asymcl.experiment import (
+    HEADS,
+    METHODS,
+    VARIED,
+    Reading,
+    Settings,
+    check_settings,
+    compare,
+    plan,
+    resolved,
+)
 from .own_images import BadImages
 from .report import png_bytes, summary_rows, text_table, write_records, write_report
 from .tune import SPACE, check_fresh, chosen, confirm, plot_search, search, write_chosen
@@ -37,164 +47,383 @@ from .tune import SPACE, check_fresh, chosen, confirm, plot_search, search, writ
 # %% ../nbs/api/cli.ipynb #54b2fac6
 def _proportions(text):
     "'98:2' to (0.98, 0.02)"
-    try: parts = [float(part) for part in text.split(":")]
-    except ValueError: parts = []
-    if len(parts) < 2 or not all(0 < part <= sum(parts) < float("inf") and part/sum(parts) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"must be positive numbers with colons between, as 90:10, got {text!r}")
-    return tuple(part/sum(parts) for part in parts)
+    try:
+        parts = [float(part) for part in text.split(":")]
+    except ValueError:
+        parts = []
+    if len(parts) < 2 or not all(
+        0 < part <= sum(parts) < float("inf") and part / sum(parts) > 0 for part in parts
+    ):
+        raise argparse.ArgumentTypeError(
+            f"must be positive numbers with colons between, as 90:10, got {text!r}"
+        )
+    return tuple(part / sum(parts) for part in parts)
 
 # %% ../nbs/api/cli.ipynb #97d090a9
-def _names(text): return tuple(part.strip() for part in text.split(",") if part.strip())
+def _names(text):
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
 
 def _several(one):
     "Reader of one value, or of several with commas between, as a tuple"
-    def read(text): return tuple(one(part) for part in _names(text)) or (one(text),)
+
+    def read(text):
+        return tuple(one(part) for part in _names(text)) or (one(text),)
+
     read.__name__ = one.__name__.strip("_")  # in argparse's errors
     return read
 
-def _alpha(text): return None if text == "none" else float(text)
+
+def _alpha(text):
+    return None if text == "none" else float(text)
+
 
 def _gigabytes(text):
     "'2.5' to bytes"
-    try: size = float(text)
-    except ValueError: size = -1
-    if not 0 <= size < 10**9: raise argparse.ArgumentTypeError(f"must be a number of gigabytes >= 0, got {text!r}")
+    try:
+        size = float(text)
+    except ValueError:
+        size = -1
+    if not 0 <= size < 10**9:
+        raise argparse.ArgumentTypeError(f"must be a number of gigabytes >= 0, got {text!r}")
     return int(size * 2**30)
 
-def _classes(text): return text if text == "all" else _names(text)
+
+def _classes(text):
+    return text if text == "all" else _names(text)
+
 
 def _seeds(text):
     "'3' to (0, 1, 2), '5,7' to (5, 7)"
     one = "," not in text
-    if not all(s.isdecimal() and len(s) < 10 for s in _names(text)) or one and not (text.isdecimal() and 0 < int(text) < 10**6):
-        raise argparse.ArgumentTypeError(f"must be a number of seeds, as 3, or a list of seeds below 10**9, as 5,7, got {text!r}")
+    if (
+        not all(s.isdecimal() and len(s) < 10 for s in _names(text))
+        or one
+        and not (text.isdecimal() and 0 < int(text) < 10**6)
+    ):
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seeds, as 3, or a list of seeds below 10**9, as 5,7, got {text!r}"
+        )
     return tuple(range(int(text))) if one else tuple(map(int, _names(text)))
 
 # %% ../nbs/api/cli.ipynb #7b6a984d
 class _Parser(argparse.ArgumentParser):
     "Errors in one line, by the first process, exit code 2"
-    def error(self, message): self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-    def exit(self, status=0, message=None): super().exit(status, None if rank_distrib() else message)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def exit(self, status=0, message=None):
+        super().exit(status, None if rank_distrib() else message)
 
 # %% ../nbs/api/cli.ipynb #4eb83b28
 def _data_options(parser, default):
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--data", default=default.data, help="fashion_mnist (default), isic2018, folder (a sub-folder for each class), csv or npz")
-    add("--source", default=default.source, metavar="WHERE",
-        help="folder or file of the data; for fashion_mnist also sample (bundled, default) or download")
-    add("--classes", type=_classes, metavar="A,B",
-        help="names, frequent one first, or all (default: T-shirt/top,Shirt; MEL,DF for isic2018; elsewhere all, largest first)")
-    add("--proportions", type=_several(_proportions), metavar="P:Q",
-        help="of the training images, per class; several: 90:10,98:2 (default: 90:10 for fashion_mnist, elsewhere as they are)")
-    add("--long-tail", type=float, dest="long_tail_ratio", metavar="RATIO",
-        help="instead of proportions: largest to smallest class of an exponential long tail")
-    add("--train-total", type=int, metavar="N", help="training images in all (default: as many as the proportions allow)")
+    add(
+        "--data",
+        default=default.data,
+        help="fashion_mnist (default), isic2018, folder (a sub-folder for each class), csv or npz",
+    )
+    add(
+        "--source",
+        default=default.source,
+        metavar="WHERE",
+        help="folder or file of the data; for fashion_mnist also sample (bundled, default) or download",
+    )
+    add(
+        "--classes",
+        type=_classes,
+        metavar="A,B",
+        help="names, frequent one first, or all (default: T-shirt/top,Shirt; MEL,DF for isic2018; elsewhere all, largest first)",
+    )
+    add(
+        "--proportions",
+        type=_several(_proportions),
+        metavar="P:Q",
+        help="of the training images, per class; several: 90:10,98:2 (default: 90:10 for fashion_mnist, elsewhere as they are)",
+    )
+    add(
+        "--long-tail",
+        type=float,
+        dest="long_tail_ratio",
+        metavar="RATIO",
+        help="instead of proportions: largest to smallest class of an exponential long tail",
+    )
+    add(
+        "--train-total",
+        type=int,
+        metavar="N",
+        help="training images in all (default: as many as the proportions allow)",
+    )
 
 # %% ../nbs/api/cli.ipynb #11d53f95
 def _reading_options(parser, default):
     group = parser.add_argument_group("images in files (isic2018, folder, csv)")
     add = group.add_argument
-    add("--image-size", type=int, dest="size", default=default.size, metavar="PIXELS", help="of a side (default: %(default)s)")
-    add("--fit", default=default.fit, help="squish, crop or pad images that are not square (default: %(default)s)")
-    add("--on-error", default=default.on_error,
-        help="raise: list all bad files and rows, and stop; skip: leave them out (default: %(default)s)")
-    add("--cache", metavar="FOLDER", help="of the decoded images (default: asymcl/images in the user's cache)")
-    add("--cache-limit", type=_gigabytes, default=default.cache_limit, metavar="GIB", help="that this folder may hold (default: 10)")
-    add("--splits", default=default.splits, help="of isic2018: drawn, official_test or official (default: %(default)s)")
-    add("--group-pattern", metavar="REGEX", help="folder: the (group) in a file's path names what belongs together")
-    add("--path-column", default=default.path_column, metavar="NAME", help="csv: of the paths (default: %(default)s)")
-    add("--label-column", default=default.label_column, metavar="NAME", help="csv: of the classes (default: %(default)s)")
-    add("--group-column", metavar="NAME", help="csv: of patients or the like, whose images share a split")
+    add(
+        "--image-size",
+        type=int,
+        dest="size",
+        default=default.size,
+        metavar="PIXELS",
+        help="of a side (default: %(default)s)",
+    )
+    add(
+        "--fit",
+        default=default.fit,
+        help="squish, crop or pad images that are not square (default: %(default)s)",
+    )
+    add(
+        "--on-error",
+        default=default.on_error,
+        help="raise: list all bad files and rows, and stop; skip: leave them out (default: %(default)s)",
+    )
+    add(
+        "--cache",
+        metavar="FOLDER",
+        help="of the decoded images (default: asymcl/images in the user's cache)",
+    )
+    add(
+        "--cache-limit",
+        type=_gigabytes,
+        default=default.cache_limit,
+        metavar="GIB",
+        help="that this folder may hold (default: 10)",
+    )
+    add(
+        "--splits",
+        default=default.splits,
+        help="of isic2018: drawn, official_test or official (default: %(default)s)",
+    )
+    add(
+        "--group-pattern",
+        metavar="REGEX",
+        help="folder: the (group) in a file's path names what belongs together",
+    )
+    add(
+        "--path-column",
+        default=default.path_column,
+        metavar="NAME",
+        help="csv: of the paths (default: %(default)s)",
+    )
+    add(
+        "--label-column",
+        default=default.label_column,
+        metavar="NAME",
+        help="csv: of the classes (default: %(default)s)",
+    )
+    add(
+        "--group-column",
+        metavar="NAME",
+        help="csv: of patients or the like, whose images share a split",
+    )
     add("--split-column", metavar="NAME", help="csv: of train, valid and test (default: dealt out)")
-    add("--root", metavar="FOLDER", help="csv: that holds the files (default: the folder of the csv)")
+    add(
+        "--root",
+        metavar="FOLDER",
+        help="csv: that holds the files (default: the folder of the csv)",
+    )
 
 # %% ../nbs/api/cli.ipynb #93f97d74
 def _method_options(parser, default):
     group = parser.add_argument_group("methods")
     add = group.add_argument
-    add("--methods", type=_names, default=default.methods, metavar="A,B",
-        help=f"of {', '.join(METHODS)} (default: CE,CL,FCL,ACL,AFCL)")
-    add("--gamma", type=_several(float), default=(default.gamma,), help="focusing exponent of FCL and AFCL (default: 2)")
-    add("--eta", type=_several(float), default=(default.eta,), help="weight of the negatives' term of ACL and AFCL (default: 10)")
-    add("--temperature", type=_several(float), default=(default.temperature,), help="divides cosine similarities (default: 0.07)")
-    add("--averaging", type=_names, default=(default.averaging,), help="of pair sums: pairs or batch (default: pairs)")
-    add("--classifier-loss", type=_names, dest="heads", default=default.heads,
-        help=f"of the heads of stage 2: {', '.join(HEADS)} (default: cross_entropy)")
+    add(
+        "--methods",
+        type=_names,
+        default=default.methods,
+        metavar="A,B",
+        help=f"of {', '.join(METHODS)} (default: CE,CL,FCL,ACL,AFCL)",
+    )
+    add(
+        "--gamma",
+        type=_several(float),
+        default=(default.gamma,),
+        help="focusing exponent of FCL and AFCL (default: 2)",
+    )
+    add(
+        "--eta",
+        type=_several(float),
+        default=(default.eta,),
+        help="weight of the negatives' term of ACL and AFCL (default: 10)",
+    )
+    add(
+        "--temperature",
+        type=_several(float),
+        default=(default.temperature,),
+        help="divides cosine similarities (default: 0.07)",
+    )
+    add(
+        "--averaging",
+        type=_names,
+        default=(default.averaging,),
+        help="of pair sums: pairs or batch (default: pairs)",
+    )
+    add(
+        "--classifier-loss",
+        type=_names,
+        dest="heads",
+        default=default.heads,
+        help=f"of the heads of stage 2: {', '.join(HEADS)} (default: cross_entropy)",
+    )
 
 # %% ../nbs/api/cli.ipynb #4e13e390
 def _training_options(parser, default):
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--encoder", type=_names, default=(default.encoder,), help="small, resnet18 or resnet50 (default: small)")
-    add("--weights", metavar="imagenet", help="start a ResNet from ImageNet weights, downloaded once (default: random weights)")
-    add("--epochs", type=int, default=default.epochs, help="of stage 1, and of CE (default: %(default)s)")
-    add("--classifier-epochs", type=int, default=default.classifier_epochs, help="of stage 2 (default: %(default)s)")
-    add("--lr", type=_several(float), default=(default.lr,), help="highest learning rate of stage 1 and of CE (default: 0.003)")
-    add("--classifier-lr", type=float, default=default.classifier_lr, help="highest learning rate of stage 2 (default: %(default)s)")
-    add("--optimizer", type=_names, default=(default.optimizer,),
-        help="adam, or sgd with momentum 0.9 and weight decay 5e-5 (default: adam)")
-    add("--batch-size", type=int, default=default.batch_size,
-        help="images per batch, of all processes together, two views of each (default: %(default)s)")
-    add("--seeds", type=_seeds, default=default.seeds, metavar="N", help="how many, or which with commas, as 5,7 or 42, (default: 2)")
-    add("--sampler-alpha", type=_several(_alpha), default=(default.sampler_alpha,), metavar="ALPHA",
+    add(
+        "--encoder",
+        type=_names,
+        default=(default.encoder,),
+        help="small, resnet18 or resnet50 (default: small)",
+    )
+    add(
+        "--weights",
+        metavar="imagenet",
+        help="start a ResNet from ImageNet weights, downloaded once (default: random weights)",
+    )
+    add(
+        "--epochs",
+        type=int,
+        default=default.epochs,
+        help="of stage 1, and of CE (default: %(default)s)",
+    )
+    add(
+        "--classifier-epochs",
+        type=int,
+        default=default.classifier_epochs,
+        help="of stage 2 (default: %(default)s)",
+    )
+    add(
+        "--lr",
+        type=_several(float),
+        default=(default.lr,),
+        help="highest learning rate of stage 1 and of CE (default: 0.003)",
+    )
+    add(
+        "--classifier-lr",
+        type=float,
+        default=default.classifier_lr,
+        help="highest learning rate of stage 2 (default: %(default)s)",
+    )
+    add(
+        "--optimizer",
+        type=_names,
+        default=(default.optimizer,),
+        help="adam, or sgd with momentum 0.9 and weight decay 5e-5 (default: adam)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=default.batch_size,
+        help="images per batch, of all processes together, two views of each (default: %(default)s)",
+    )
+    add(
+        "--seeds",
+        type=_seeds,
+        default=default.seeds,
+        metavar="N",
+        help="how many, or which with commas, as 5,7 or 42, (default: 2)",
+    )
+    add(
+        "--sampler-alpha",
+        type=_several(_alpha),
+        default=(default.sampler_alpha,),
+        metavar="ALPHA",
         help="fill batches by class counts to this power: 0 balanced, 1 as they are, with two images of every class at least "
-             "(default: none, plain shuffling)")
-    add("--precision", default=default.precision, help="fp32, bf16, or on CUDA fp16 (default: %(default)s)")
+        "(default: none, plain shuffling)",
+    )
+    add(
+        "--precision",
+        default=default.precision,
+        help="fp32, bf16, or on CUDA fp16 (default: %(default)s)",
+    )
     add("--device", metavar="DEVICE", help="cpu, cuda or mps (default: the fastest there is)")
 
 # %% ../nbs/api/cli.ipynb #fcf99cec
 def _parser():
-    parser = _Parser("asymcl-compare", description="Compare cross-entropy and four contrastive losses on images with a rare class. "
-                     "Writes a table, pictures and a report; without options, on bundled images in a few minutes.")
+    parser = _Parser(
+        "asymcl-compare",
+        description="Compare cross-entropy and four contrastive losses on images with a rare class. "
+        "Writes a table, pictures and a report; without options, on bundled images in a few minutes.",
+    )
     default = Settings()
     _data_options(parser, default)
     _reading_options(parser, default.reading)
-    for add_options in (_method_options, _training_options): add_options(parser, default)
+    for add_options in (_method_options, _training_options):
+        add_options(parser, default)
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER",
-                        help="where the folder of this comparison goes (default: runs)")
-    output.add_argument("--name", metavar="NAME",
-                        help="of that folder; one that is there already is gone on with (default: data, encoder and time)")
-    output.add_argument("--dry-run", action="store_true", help="only show what would be run, and an estimate of the time")
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="FOLDER",
+        help="where the folder of this comparison goes (default: runs)",
+    )
+    output.add_argument(
+        "--name",
+        metavar="NAME",
+        help="of that folder; one that is there already is gone on with (default: data, encoder and time)",
+    )
+    output.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only show what would be run, and an estimate of the time",
+    )
     return parser
 
 # %% ../nbs/api/cli.ipynb #3daf7a18
 def _settings(options):
     "Settings that the options describe, and the grid: what has several values"
     values = {k: v for k, v in vars(options).items() if k in Settings.__dataclass_fields__}
-    if options.proportions and options.long_tail_ratio: raise ValueError("give --proportions or --long-tail, not both")
+    if options.proportions and options.long_tail_ratio:
+        raise ValueError("give --proportions or --long-tail, not both")
     grid = {name: values[name] for name in VARIED if values[name] and len(values[name]) > 1}
     values |= {name: values[name][0] if values[name] else None for name in VARIED}
-    reading = Reading(**{k: v for k, v in vars(options).items() if k in Reading.__dataclass_fields__})
+    reading = Reading(
+        **{k: v for k, v in vars(options).items() if k in Reading.__dataclass_fields__}
+    )
     settings = resolved(Settings(**values, reading=reading))
     if settings.data == "fashion_mnist" and settings.classes != "all":
-        settings = replace(settings, classes=tuple(int(c) if c.isdecimal() else c for c in settings.classes))
+        settings = replace(
+            settings, classes=tuple(int(c) if c.isdecimal() else c for c in settings.classes)
+        )
     check_settings(settings, grid)
     return settings, grid
 
 # %% ../nbs/api/cli.ipynb #4a7406d5
 def _use_device(name):
     "Make `name` fastai's default device; ValueError where it is not there"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name not in there: raise ValueError(f"device must be one of {', '.join(there)}, got {name!r}")
-    if not there[name]: raise ValueError(f"device {name} is not available on this machine")
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name not in there:
+        raise ValueError(f"device must be one of {', '.join(there)}, got {name!r}")
+    if not there[name]:
+        raise ValueError(f"device {name} is not available on this machine")
     default_device(name != "cpu")
 
 # %% ../nbs/api/cli.ipynb #60ecf78b
 def _folder_of(out, name):
     "The folder of that name in `out`; ValueError where `out` is a file"
-    if out.exists() and not out.is_dir(): raise ValueError(f"--out must be a folder, got the file {str(out)!r}")
-    return out/name
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {str(out)!r}")
+    return out / name
 
 # %% ../nbs/api/cli.ipynb #4d80b09d
 def _folder(options, settings):
     "The folder of this comparison, new or to go on with"
     shape = [f"tail-{settings.long_tail_ratio:g}"] if settings.long_tail_ratio else []
-    if settings.proportions: shape = ["-".join(f"{100*p:g}" for p in settings.proportions)]
-    name = options.name or "-".join([settings.data, *shape, settings.encoder, time.strftime("%Y%m%d-%H%M%S")])
+    if settings.proportions:
+        shape = ["-".join(f"{100 * p:g}" for p in settings.proportions)]
+    name = options.name or "-".join(
+        [settings.data, *shape, settings.encoder, time.strftime("%Y%m%d-%H%M%S")]
+    )
     folder = _folder_of(options.out, name)
-    if folder.exists() and not (folder/"records").is_dir():
+    if folder.exists() and not (folder / "records").is_dir():
         raise ValueError(f"{folder} exists already and is no comparison; give another --name")
     return folder
 
@@ -203,34 +432,45 @@ def _run_all(settings, grid, folder):
     "Run the comparison with a progress bar; yields data and the list of runs after every run, whose records are then written"
     bar = progress_bar(range(sum(job.epochs for job in check_settings(settings, grid))))
     runs, done = [], 0
+
     def on_epoch(method, seed, epoch, score):
         nonlocal done
         done += 1
         bar.comment = f"{method}, seed {seed}, epoch {epoch}: validation UWA {score:.3f}"
         bar.update(done)
+
     bar.update(0)
-    for data, run in compare(settings, on_epoch, grid, folder/"records"):
+    for data, run in compare(settings, on_epoch, grid, folder / "records"):
         runs.append(run)
-        done = max(done, len(runs)//len(settings.heads)*settings.epochs)
+        done = max(done, len(runs) // len(settings.heads) * settings.epochs)
         write_records(folder, settings, data, runs)
         yield data, runs
 
 # %% ../nbs/api/cli.ipynb #7ff00109
 def _show_plan(settings, grid, folder):
     "Print the grid as a table, with an estimate of the time that is left"
-    rows = plan(settings, grid, folder/"records")
-    table = [[row["method"], str(row["jobs"]), str(row["done"]), f"{row['seconds']/60:.1f}"] for row in rows]
+    rows = plan(settings, grid, folder / "records")
+    table = [
+        [row["method"], str(row["jobs"]), str(row["done"]), f"{row['seconds'] / 60:.1f}"]
+        for row in rows
+    ]
     print(text_table(["method", "jobs", "done", "minutes left"], table))
-    print(f"\n{sum(row['jobs'] for row in rows)} jobs, {sum(row['done'] for row in rows)} of them done, about "
-          f"{sum(row['seconds'] for row in rows)/60:.0f} minutes left for stage 1 on this device, by one timed batch of each kind")
+    print(
+        f"\n{sum(row['jobs'] for row in rows)} jobs, {sum(row['done'] for row in rows)} of them done, about "
+        f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes left for stage 1 on this device, by one timed batch of each kind"
+    )
 
 # %% ../nbs/api/cli.ipynb #cc7e359d
 def _follow(settings, grid, folder):
     "What every process but the first does: the same runs, without a trace; returns the exit code"
     try:
-        for _ in compare(settings, None, grid, folder/"records"): pass
+        for _ in compare(settings, None, grid, folder / "records"):
+            pass
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
-        print(f"asymcl-compare, process {rank_distrib()}: error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(
+            f"asymcl-compare, process {rank_distrib()}: error: {' '.join(str(e).split())}",
+            file=sys.stderr,
+        )
         return 2
     leave_ranks()
     return 0
@@ -241,48 +481,74 @@ def _made(folder):
     "Make a folder where it is not there; one that was made and is empty at the end is taken away again"
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    try: yield
+    try:
+        yield
     finally:
         with suppress(OSError):  # it is not empty
-            if new: folder.rmdir()
+            if new:
+                folder.rmdir()
 
 # %% ../nbs/api/cli.ipynb #3a7d9af3
 def _finish(folder, settings, data, runs):
     "Report first, so that nothing that happens to the terminal can cost it; then the table"
     write_report(folder, settings, data, runs)
-    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="replace")  # a terminal without ± shows a question mark
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without ± shows a question mark
     print("\n\n" + text_table(*summary_rows(runs, data.classes)))
-    print("\nper cent: mean and half of its 95% t interval over seeds; WA weighted by the training proportions")
-    print(f"report: {folder/'report.html'}")
+    print(
+        "\nper cent: mean and half of its 95% t interval over seeds; WA weighted by the training proportions"
+    )
+    print(f"report: {folder / 'report.html'}")
 
 # %% ../nbs/api/cli.ipynb #f67a9955
 def _message(parser, error):
     "An error in the words of the command's options, on one line unless it is a list"
-    text = re.sub(r"Exception occured in `\w+` when calling event `\w+`:\s*", "", str(error))  # how fastai announces a callback's error
+    text = re.sub(
+        r"Exception occured in `\w+` when calling event `\w+`:\s*", "", str(error)
+    )  # how fastai announces a callback's error
     text = text.replace("on_error='skip'", "--on-error skip").replace("cache=False", "--cache")
     for option in parser._actions:
-        if "_" in option.dest or option.dest == "heads": text = re.sub(rf"\b{option.dest}\b", option.option_strings[-1], text)
+        if "_" in option.dest or option.dest == "heads":
+            text = re.sub(rf"\b{option.dest}\b", option.option_strings[-1], text)
     return text if isinstance(error, BadImages) or "\n  " in text else " ".join(text.split())
+
 
 @contextmanager
 def _plain_warnings(prog):
     "Warnings on a line of their own, without the place in the code that they come from"
-    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"{prog}: {message}\n"
-    try: yield
-    finally: warnings.formatwarning = usual
+    usual, warnings.formatwarning = (
+        warnings.formatwarning,
+        lambda message, *_, **__: f"{prog}: {message}\n",
+    )
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 # %% ../nbs/api/cli.ipynb #3febe8ef
 def _end(parser, folder, settings, done, ended):
     "Report what was done, and say how it ended: None, or exit code and text"
-    if num_distrib() > 1: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if num_distrib() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with suppress(OSError):  # the terminal may be gone
-        if ended and folder: print()  # after the progress bar
+        if ended and folder:
+            print()  # after the progress bar
     try:
-        if done: _finish(folder, settings, *done)
-    except (KeyboardInterrupt, SystemExit) as e: ended = ended or (getattr(e, "code", 130), "stopped")
-    except (OSError, ValueError, RuntimeError) as e: ended = ended or (2, f"error: the report could not be made ({e})")
-    if not ended: return 0
-    no_runs = ", no run was done" if ended[1] == "stopped" else "" if folder else f" (see {parser.prog} --help)"
+        if done:
+            _finish(folder, settings, *done)
+    except (KeyboardInterrupt, SystemExit) as e:
+        ended = ended or (getattr(e, "code", 130), "stopped")
+    except (OSError, ValueError, RuntimeError) as e:
+        ended = ended or (2, f"error: the report could not be made ({e})")
+    if not ended:
+        return 0
+    no_runs = (
+        ", no run was done"
+        if ended[1] == "stopped"
+        else ""
+        if folder
+        else f" (see {parser.prog} --help)"
+    )
     what = f"; the runs that were done are in {folder}" if done else no_runs
     parser.exit(ended[0], f"{parser.prog}: {ended[1]}{what}\n")
 
@@ -291,18 +557,24 @@ def _compare(parser, options):
     "All that the command does; its exit code"
     folder = settings = done = ended = None
     try:
-        if options.device: _use_device(options.device)
+        if options.device:
+            _use_device(options.device)
         settings, grid = _settings(options)
         place = _folder(options, settings)
-        if options.dry_run: return _show_plan(settings, grid, place)
+        if options.dry_run:
+            return _show_plan(settings, grid, place)
         join_ranks()
-        if rank_distrib(): return _follow(settings, grid, place)
-        with _made(place), _made(place/"records"):
+        if rank_distrib():
+            return _follow(settings, grid, place)
+        with _made(place), _made(place / "records"):
             folder = place
-            for so_far in _run_all(settings, grid, folder): done = so_far
+            for so_far in _run_all(settings, grid, folder):
+                done = so_far
         leave_ranks()
-    except (KeyboardInterrupt, SystemExit) as e: ended = (getattr(e, "code", 130), "stopped")
-    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e: ended = (2, f"error: {_message(parser, e)}")
+    except (KeyboardInterrupt, SystemExit) as e:
+        ended = (getattr(e, "code", 130), "stopped")
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
+        ended = (2, f"error: {_message(parser, e)}")
     return _end(parser, folder, settings, done, ended)
 
 # %% ../nbs/api/cli.ipynb #f32f389f
@@ -312,42 +584,84 @@ def compare_command(
     "Entry point of `asymcl-compare`"
     parser = _parser()
     options = parser.parse_args(arguments)
-    with nullcontext() if rank_distrib() else _stoppable(), _plain_warnings(parser.prog): return _compare(parser, options)
+    with nullcontext() if rank_distrib() else _stoppable(), _plain_warnings(parser.prog):
+        return _compare(parser, options)
 
 # %% ../nbs/api/cli.ipynb #4119d0d6
 def _tune_parser():
-    parser = _Parser("asymcl-tune", description="Choose learning rate, eta, gamma and temperature of each method on validation images, the "
-                     "same number of trials for each, and confirm the choice on fresh seeds and the test split. Needs the extra 'tune'.")
+    parser = _Parser(
+        "asymcl-tune",
+        description="Choose learning rate, eta, gamma and temperature of each method on validation images, the "
+        "same number of trials for each, and confirm the choice on fresh seeds and the test split. Needs the extra 'tune'.",
+    )
     default = Settings(methods=("CE", "CL", "ACL", "AFCL"))
     _data_options(parser, default)
     _reading_options(parser, default.reading)
-    for add_options in (_method_options, _training_options): add_options(parser, default)
+    for add_options in (_method_options, _training_options):
+        add_options(parser, default)
     search = parser.add_argument_group("search")
-    search.add_argument("--trials", type=int, default=20, help="for each method (default: %(default)s)")
-    search.add_argument("--search-seeds", type=_seeds, default=(100, 101), metavar="A,B",
-                        help="seeds of the trials, none of --seeds (default: 100,101)")
-    search.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER",
-                        help="where the folder of the study goes (default: runs)")
-    search.add_argument("--name", default="tune", help="of that folder; a study that is there is gone on with (default: %(default)s)")
+    search.add_argument(
+        "--trials", type=int, default=20, help="for each method (default: %(default)s)"
+    )
+    search.add_argument(
+        "--search-seeds",
+        type=_seeds,
+        default=(100, 101),
+        metavar="A,B",
+        help="seeds of the trials, none of --seeds (default: 100,101)",
+    )
+    search.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="FOLDER",
+        help="where the folder of the study goes (default: runs)",
+    )
+    search.add_argument(
+        "--name",
+        default="tune",
+        help="of that folder; a study that is there is gone on with (default: %(default)s)",
+    )
     return parser
 
 # %% ../nbs/api/cli.ipynb #c110ec3e
 def _tune(options, folder):
     "Search, confirm and report; returns the settings, data and runs of the confirmation"
     settings, grid = _settings(options)
-    if grid: raise ValueError(f"{' and '.join(grid)} must have one value each, with which the search begins")
+    if grid:
+        raise ValueError(
+            f"{' and '.join(grid)} must have one value each, with which the search begins"
+        )
     check_fresh(settings.seeds, options.search_seeds)
-    if folder.exists() and not (folder/"study.log").is_file():
+    if folder.exists() and not (folder / "study.log").is_file():
         raise ValueError(f"{folder} exists already and holds no study; give another --name")
-    def on_trial(method, n, best): print(f"{method}: trial {n} of {options.trials}, best validation UWA {best:.3f}", flush=True)
+
+    def on_trial(method, n, best):
+        print(
+            f"{method}: trial {n} of {options.trials}, best validation UWA {best:.3f}", flush=True
+        )
+
     trial = replace(settings, seeds=options.search_seeds)
-    studies = {method: search(method, trial, folder, options.trials, on_trial) for method in settings.methods}
+    studies = {
+        method: search(method, trial, folder, options.trials, on_trial)
+        for method in settings.methods
+    }
     best = chosen(studies)
     write_chosen(folder, best, trial)
-    write_atomic(folder/"search.png", png_bytes(plot_search(studies)))
-    rows = [[m, *(f"{b['values'][n]:.3g}" if n in b["values"] else "" for n in SPACE)] for m, b in best.items()]
+    write_atomic(folder / "search.png", png_bytes(plot_search(studies)))
+    rows = [
+        [m, *(f"{b['values'][n]:.3g}" if n in b["values"] else "" for n in SPACE)]
+        for m, b in best.items()
+    ]
     print("\n" + text_table(["method", *SPACE], rows))
-    done = list(confirm({m: b["values"] for m, b in best.items()}, settings, folder/"records", options.search_seeds))
+    done = list(
+        confirm(
+            {m: b["values"] for m, b in best.items()},
+            settings,
+            folder / "records",
+            options.search_seeds,
+        )
+    )
     write_records(folder, settings, done[0][0], [run for _, run in done])
     return settings, done[0][0], [run for _, run in done]
 
@@ -356,11 +670,15 @@ def _search(parser, options):
     "All that the command does; its exit code"
     folder = options.out
     try:
-        if options.device: _use_device(options.device)
+        if options.device:
+            _use_device(options.device)
         folder = _folder_of(options.out, options.name)
         _finish(folder, *_tune(options, folder))
     except (KeyboardInterrupt, SystemExit) as e:
-        parser.exit(getattr(e, "code", 130), f"{parser.prog}: stopped; the trials that were done are kept in {folder}\n")
+        parser.exit(
+            getattr(e, "code", 130),
+            f"{parser.prog}: stopped; the trials that were done are kept in {folder}\n",
+        )
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as e:
         parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}\n")
     return 0
@@ -372,7 +690,9 @@ def tune_command(
     "Entry point of `asymcl-tune`"
     parser = _tune_parser()
     options = parser.parse_args(arguments)
-    with _stoppable(), _plain_warnings(parser.prog): return _search(parser, options)
+    with _stoppable(), _plain_warnings(parser.prog):
+        return _search(parser, options)
 
 # %% ../nbs/api/cli.ipynb #492d8f43
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(compare_command())
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(compare_command())

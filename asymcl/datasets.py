@@ -34,44 +34,62 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import FashionMNIST
 
 # %% ../nbs/api/datasets.ipynb #a922eed2
-from .imbalance import BalancedSampler, advice_on_counts, class_counts, draw_indices, long_tail_counts, proportional_counts
+from asymcl.imbalance import (
+    BalancedSampler,
+    advice_on_counts,
+    class_counts,
+    draw_indices,
+    long_tail_counts,
+    proportional_counts,
+)
 from .plots import plot_class_counts
 
 # %% ../nbs/api/datasets.ipynb #31462446
 _LIMIT = 2**30  # bytes of content; the largest original file holds 47 million
 
+
 def _times(shape):
     "`2 x 3 = 6`, for messages"
     return " x ".join(map(str, shape)) + (f" = {math.prod(shape)}" if len(shape) > 1 else "")
+
 
 def _idx_shape(file, path):
     "The sizes that the header of an open IDX file announces"
     magic = file.read(4)
     if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
-        raise ValueError(f"{path}: not an IDX file of unsigned bytes: it must begin with 00 00 08 and 01 to 04 "
-                         f"dimensions, found {magic.hex(' ') or 'an empty file'}")
+        raise ValueError(
+            f"{path}: not an IDX file of unsigned bytes: it must begin with 00 00 08 and 01 to 04 "
+            f"dimensions, found {magic.hex(' ') or 'an empty file'}"
+        )
     sizes = file.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
-        raise ValueError(f"{path}: truncated header: expected {4 + 4*magic[3]} bytes, found {4 + len(sizes)}")
+        raise ValueError(
+            f"{path}: truncated header: expected {4 + 4 * magic[3]} bytes, found {4 + len(sizes)}"
+        )
     shape = struct.unpack(f">{magic[3]}I", sizes)
     if not 1 <= math.prod(shape) <= _LIMIT:
-        raise ValueError(f"{path}: the header announces {_times(shape)} bytes, allowed are 1 to {_LIMIT}")
+        raise ValueError(
+            f"{path}: the header announces {_times(shape)} bytes, allowed are 1 to {_LIMIT}"
+        )
     return shape
 
 # %% ../nbs/api/datasets.ipynb #65593c07
 def _open(path):
     "Open for reading, through gzip where the content begins like gzip"
-    with open(path, "rb") as file: zipped = file.read(2) == b"\x1f\x8b"
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if zipped else open(path, "rb")
+
 
 def _extend(data, file, size):
     "Read from `file` into the bytearray `data` until it holds `size` bytes or the file ends"
-    while len(data) < size and (piece := file.read1(min(size - len(data), 2**20))): data += piece
+    while len(data) < size and (piece := file.read1(min(size - len(data), 2**20))):
+        data += piece
 
 # %% ../nbs/api/datasets.ipynb #97c3491e
 def read_idx(
-    path, # one IDX file of unsigned bytes, gzipped or not (told by its content)
-)->torch.Tensor: # uint8, of the shape that the header gives
+    path,  # one IDX file of unsigned bytes, gzipped or not (told by its content)
+) -> torch.Tensor:  # uint8, of the shape that the header gives
     """The content of one IDX file as a tensor.
 
     Raises ValueError, naming the file, for another format, a truncated, damaged or over-long file and a header that
@@ -83,23 +101,33 @@ def read_idx(
             shape = _idx_shape(file, path)
             _extend(data, file, math.prod(shape) + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: damaged gzip file ({error}): expected {_times(shape) or 'a header'} bytes, "
-                         f"could read {len(data)}: copy or download it again") from error
+        raise ValueError(
+            f"{path}: damaged gzip file ({error}): expected {_times(shape) or 'a header'} bytes, "
+            f"could read {len(data)}: copy or download it again"
+        ) from error
     if len(data) != math.prod(shape):
         found = len(data) if len(data) < math.prod(shape) else "more"
-        raise ValueError(f"{path}: expected {_times(shape)} bytes after the header, found {found}: "
-                         "copy or download it again")
+        raise ValueError(
+            f"{path}: expected {_times(shape)} bytes after the header, found {found}: "
+            "copy or download it again"
+        )
     return torch.frombuffer(data, dtype=torch.uint8).reshape(shape)
 
 # %% ../nbs/api/datasets.ipynb #de6298c9
-_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+_FILES = [
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+]
+
 
 def _find(folder, name):
     "The path of one of the four files, gzipped or not"
     for path in folder / f"{name}.gz", folder / name:
-        if path.is_file(): return path
-    raise FileNotFoundError(f"{folder} holds neither {name}.gz nor {name}. A Fashion-MNIST folder holds four files, "
-                            f"each with or without .gz: {', '.join(_FILES)}")
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{folder} holds neither {name}.gz nor {name}. A Fashion-MNIST folder holds four files, "
+        f"each with or without .gz: {', '.join(_FILES)}"
+    )
 
 # %% ../nbs/api/datasets.ipynb #75f32ad8
 def _read_part(folder, part):
@@ -107,95 +135,123 @@ def _read_part(folder, part):
     images_path, labels_path = (_find(folder, name) for name in _FILES if name.startswith(part))
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise ValueError(f"{images_path} and {labels_path} must hold (n, height, width) images and n labels, "
-                         f"found {tuple(images.shape)} and {tuple(labels.shape)}")
-    if labels.max() > 9: raise ValueError(f"{labels_path}: labels must be in 0..9, found {labels.max().item()}")
+        raise ValueError(
+            f"{images_path} and {labels_path} must hold (n, height, width) images and n labels, "
+            f"found {tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    if labels.max() > 9:
+        raise ValueError(f"{labels_path}: labels must be in 0..9, found {labels.max().item()}")
     return images[:, None], labels.long()
 
 # %% ../nbs/api/datasets.ipynb #cf0821b9
 def _download():
     "torchvision's download in the user's cache: the folder of its files"
     root = xdg_cache_home() / "asymcl"
-    try: FashionMNIST(root, download=True)
+    try:
+        FashionMNIST(root, download=True)
     except (RuntimeError, OSError) as error:
-        raise ConnectionError(f"Fashion-MNIST could not be downloaded to {root} ({error}): use source='sample' or a "
-                              "folder that holds its four files") from error
+        raise ConnectionError(
+            f"Fashion-MNIST could not be downloaded to {root} ({error}): use source='sample' or a "
+            "folder that holds its four files"
+        ) from error
     return root / "FashionMNIST" / "raw"
+
 
 def _source_folder(source):
     "The folder that holds the four files of `source`"
-    if source == "sample": return Path(str(resources.files("asymcl") / "sample"))
-    if source == "download": return _download()
+    if source == "sample":
+        return Path(str(resources.files("asymcl") / "sample"))
+    if source == "download":
+        return _download()
     folder = Path(os.path.expanduser(source))
-    if folder.is_dir(): return folder
-    raise FileNotFoundError(f"source must be 'sample', 'download' or a folder with the four Fashion-MNIST files, "
-                            f"and there is no folder {str(source)!r}")
+    if folder.is_dir():
+        return folder
+    raise FileNotFoundError(
+        f"source must be 'sample', 'download' or a folder with the four Fashion-MNIST files, "
+        f"and there is no folder {str(source)!r}"
+    )
 
 # %% ../nbs/api/datasets.ipynb #996a2097
 @dataclass(repr=False, eq=False)
 class ImageData:
     """Labelled images, in memory or mapped from a file, in disjoint splits. Raises ValueError for parts that do not fit together."""
-    images: torch.Tensor # (n, channels, height, width) uint8, the images of all splits
-    labels: torch.Tensor # (n,) int64 in 0..classes-1, indices into `classes`
-    classes: tuple # (classes,) names
-    splits: dict # split name -> (images of the split,) int64 indices; no index twice
-    name: str # of the data set
-    source: str # where the images came from
-    seed: int # with which the splits were drawn
-    groups: torch.Tensor = None # (n,) int64, images of one group show one thing and share a split; None: each image its own
-    files: tuple = None # (n,) names of the files that the images came from; None: of no files
-    skipped: pd.DataFrame = None # file, row and problem of what was left out; None: nothing was
-    fit: str = "squish" # "squish", "crop" or "pad": how files that are not square were brought to this size
+
+    images: torch.Tensor  # (n, channels, height, width) uint8, the images of all splits
+    labels: torch.Tensor  # (n,) int64 in 0..classes-1, indices into `classes`
+    classes: tuple  # (classes,) names
+    splits: dict  # split name -> (images of the split,) int64 indices; no index twice
+    name: str  # of the data set
+    source: str  # where the images came from
+    seed: int  # with which the splits were drawn
+    groups: torch.Tensor = None  # (n,) int64, images of one group show one thing and share a split; None: each image its own
+    files: tuple = None  # (n,) names of the files that the images came from; None: of no files
+    skipped: pd.DataFrame = None  # file, row and problem of what was left out; None: nothing was
+    fit: str = "squish"  # "squish", "crop" or "pad": how files that are not square were brought to this size
 
     def __post_init__(self):
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
-            raise ValueError(f"images must be (n, channels, height, width) uint8, got {tuple(self.images.shape)} "
-                             f"{self.images.dtype}")
+            raise ValueError(
+                f"images must be (n, channels, height, width) uint8, got {tuple(self.images.shape)} "
+                f"{self.images.dtype}"
+            )
         if len(self.labels) != len(self.images):
-            raise ValueError(f"one label for each image: got {len(self.labels)} for {len(self.images)}")
+            raise ValueError(
+                f"one label for each image: got {len(self.labels)} for {len(self.images)}"
+            )
         class_counts(self.labels, len(self.classes))
-        if self.groups is None: self.groups = torch.arange(len(self.images))
+        if self.groups is None:
+            self.groups = torch.arange(len(self.images))
         self._check_splits()
 
 # %% ../nbs/api/datasets.ipynb #0eab590d
 @patch
-def _check_splits(self:ImageData):
+def _check_splits(self: ImageData):
     "Raise ValueError for an image or a group in two splits"
     used = class_counts(torch.cat(list(self.splits.values())), len(self.images))
-    if used.max() > 1: raise ValueError(f"splits must be disjoint, image {used.argmax().item()} is used twice")
-    if len(self.groups) != len(self.images): raise ValueError(f"one group for each image: got {len(self.groups)} for {len(self.images)}")
+    if used.max() > 1:
+        raise ValueError(f"splits must be disjoint, image {used.argmax().item()} is used twice")
+    if len(self.groups) != len(self.images):
+        raise ValueError(f"one group for each image: got {len(self.groups)} for {len(self.images)}")
     seen = {}
     for split, indices in self.splits.items():
         for group in self.groups[indices].unique().tolist():
             other = seen.setdefault(group, split)
             if other != split:
-                raise ValueError(f"groups must stay in one split, group {group} is in {other} and {split}: its images would leak")
+                raise ValueError(
+                    f"groups must stay in one split, group {group} is in {other} and {split}: its images would leak"
+                )
 
 # %% ../nbs/api/datasets.ipynb #917567fa
 @patch
-def _indices(self:ImageData, split):
-    if split not in self.splits: raise ValueError(f"split must be one of {', '.join(self.splits)}, got {split!r}")
+def _indices(self: ImageData, split):
+    if split not in self.splits:
+        raise ValueError(f"split must be one of {', '.join(self.splits)}, got {split!r}")
     return self.splits[split]
 
+
 @patch
-def counts(self:ImageData,
-    split, # name of a split
-)->torch.Tensor: # (classes,) int64
+def counts(
+    self: ImageData,
+    split,  # name of a split
+) -> torch.Tensor:  # (classes,) int64
     "Images of each class in a split."
     return class_counts(self.labels[self._indices(split)], len(self.classes))
 
+
 @patch
-def proportions(self:ImageData,
-    split, # name of a split
-)->torch.Tensor: # (classes,) float32, adding up to 1
+def proportions(
+    self: ImageData,
+    split,  # name of a split
+) -> torch.Tensor:  # (classes,) float32, adding up to 1
     "Share of each class in a split."
     return self.counts(split) / len(self._indices(split))
 
 # %% ../nbs/api/datasets.ipynb #2d749ff5
 @patch
-def group_counts(self:ImageData,
-    split, # name of a split
-)->torch.Tensor: # (classes,) int64
+def group_counts(
+    self: ImageData,
+    split,  # name of a split
+) -> torch.Tensor:  # (classes,) int64
     "Groups with images of each class in a split: lesions, say, where counts are of photographs."
     indices = self._indices(split)
     pairs = torch.stack([self.groups[indices], self.labels[indices]], 1).unique(dim=0)
@@ -203,58 +259,92 @@ def group_counts(self:ImageData,
 
 # %% ../nbs/api/datasets.ipynb #fcca6877
 @patch
-def describe(self:ImageData)->pd.DataFrame: # one row a class: images in each split, share of the training split
+def describe(
+    self: ImageData,
+) -> pd.DataFrame:  # one row a class: images in each split, share of the training split
     "Images of each class and split; groups of each class in the training split, where groups hold several images."
-    table = pd.DataFrame({split: self.counts(split).tolist() for split in self.splits}, index=list(self.classes))
+    table = pd.DataFrame(
+        {split: self.counts(split).tolist() for split in self.splits}, index=list(self.classes)
+    )
     table.index.name = "class"
     table["share of train"] = self.proportions("train").tolist()
     grouped = self.groups.unique().numel() < len(self.groups)
-    return table.assign(**{"groups in train": self.group_counts("train").tolist()}) if grouped else table
+    return (
+        table.assign(**{"groups in train": self.group_counts("train").tolist()})
+        if grouped
+        else table
+    )
+
 
 @patch
-def __repr__(self:ImageData):
-    sizes = ", ".join(f"{split} {'+'.join(map(str, self.counts(split).tolist()))}" for split in self.splits)
+def __repr__(self: ImageData):
+    sizes = ", ".join(
+        f"{split} {'+'.join(map(str, self.counts(split).tolist()))}" for split in self.splits
+    )
     return f"{self.name} ({self.source}, seed {self.seed}): {sizes}"
 
 # %% ../nbs/api/datasets.ipynb #124487cb
 @patch
-def advice(self:ImageData,
-    batch_size=128, # images of a batch
-)->str: # lines
+def advice(
+    self: ImageData,
+    batch_size=128,  # images of a batch
+) -> str:  # lines
     "What the class counts mean for training and for judging (`asymcl.imbalance.advice_on_counts`)."
-    return "\n".join(advice_on_counts({split: self.counts(split).tolist() for split in self.splits}, self.classes, batch_size))
+    return "\n".join(
+        advice_on_counts(
+            {split: self.counts(split).tolist() for split in self.splits}, self.classes, batch_size
+        )
+    )
+
 
 @patch
-def plot(self:ImageData)->plt.Figure:
+def plot(self: ImageData) -> plt.Figure:
     "Images of each class and split, with the imbalance ratio of the training split."
-    return plot_class_counts({split: self.counts(split).tolist() for split in self.splits}, self.classes)
+    return plot_class_counts(
+        {split: self.counts(split).tolist() for split in self.splits}, self.classes
+    )
 
 # %% ../nbs/api/datasets.ipynb #3b9d75e2
 def _histogram(images):
     "How often each value 0..255 occurs in each channel of uint8 `images`: (channels, 256) int64"
-    return torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])])
+    return torch.stack(
+        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
+    )
+
 
 def _channel_stats(images, rows):
     "Mean and standard deviation (channels,) float32 of the given rows of uint8 `images`, scaled to 0..1; about 16 MB at a time"
-    hist = sum(_histogram(images[some]) for some in rows.split(max(1, 2**24 // images[0].numel()))).double()
-    hist, values = hist / hist.sum(1, keepdim=True), torch.arange(256, device=images.device).double() / 255
+    hist = sum(
+        _histogram(images[some]) for some in rows.split(max(1, 2**24 // images[0].numel()))
+    ).double()
+    hist, values = (
+        hist / hist.sum(1, keepdim=True),
+        torch.arange(256, device=images.device).double() / 255,
+    )
     mean = hist @ values
-    variance = (hist * (values - mean[:, None])**2).sum(1)
+    variance = (hist * (values - mean[:, None]) ** 2).sum(1)
     return mean.float(), variance.sqrt().clamp(min=1 / 255).float()
 
 # %% ../nbs/api/datasets.ipynb #fad5e812
 @patch
-def fingerprint(self:ImageData)->str: # 32 hexadecimal digits
+def fingerprint(self: ImageData) -> str:  # 32 hexadecimal digits
     "Digest (SHA-256, shortened) of classes, splits, and the images and labels in them."
-    digest = hashlib.sha256(json.dumps([self.classes, list(self.images.shape[1:]), {s: len(i) for s, i in self.splits.items()}]).encode())
+    digest = hashlib.sha256(
+        json.dumps(
+            [self.classes, list(self.images.shape[1:]), {s: len(i) for s, i in self.splits.items()}]
+        ).encode()
+    )
     for indices in self.splits.values():
         for some in indices.split(1024):
-            for part in self.images[some], self.labels[some]: digest.update(part.contiguous().cpu().numpy().data)
+            for part in self.images[some], self.labels[some]:
+                digest.update(part.contiguous().cpu().numpy().data)
     return digest.hexdigest()[:32]
 
 # %% ../nbs/api/datasets.ipynb #6a249e6e
 @patch
-def channel_stats(self:ImageData)->tuple: # mean and standard deviation, each (channels,) float32, for pixels in 0..1
+def channel_stats(
+    self: ImageData,
+) -> tuple:  # mean and standard deviation, each (channels,) float32, for pixels in 0..1
     "Mean and standard deviation of the training split's pixels, for each channel; computed once."
     if not hasattr(self, "_channel_stats"):
         self._channel_stats = _channel_stats(self.images, self._indices("train"))
@@ -263,42 +353,66 @@ def channel_stats(self:ImageData)->tuple: # mean and standard deviation, each (c
 # %% ../nbs/api/datasets.ipynb #006b1f63
 class _Tensors(TensorDataset):
     "Tensors of one length, such as images and labels, on one device, of which the given rows count; None: all"
+
     def __init__(self, *tensors, rows=None):
         super().__init__(*tensors)
         self.rows = rows
-    def __len__(self): return len(self.tensors[0] if self.rows is None else self.rows)
-    def __getitem__(self, index): return self.pick(index)
+
+    def __len__(self):
+        return len(self.tensors[0] if self.rows is None else self.rows)
+
+    def __getitem__(self, index):
+        return self.pick(index)
+
     def pick(self, indices):
         rows = indices if self.rows is None else self.rows[indices]
         return tuple(t[rows] for t in self.tensors)
+
     def to(self, device):
-        if torch.device(device) == self.tensors[0].device: return self
-        return _Tensors(*(t.to(device) for t in (self.tensors if self.rows is None else self.pick(slice(None)))))
-    def new_empty(self): return _Tensors(*(t[:0].clone() for t in self.tensors))
+        if torch.device(device) == self.tensors[0].device:
+            return self
+        return _Tensors(
+            *(t.to(device) for t in (self.tensors if self.rows is None else self.pick(slice(None))))
+        )
+
+    def new_empty(self):
+        return _Tensors(*(t[:0].clone() for t in self.tensors))
+
 
 def _tensors(dataset):
     "A tensor, or a tuple of tensors, as _Tensors"
-    if isinstance(dataset, _Tensors): return dataset
+    if isinstance(dataset, _Tensors):
+        return dataset
     tensors = dataset if isinstance(dataset, tuple) else (dataset,)
-    if len({len(t) for t in tensors}) > 1: raise ValueError(f"one label for each item: got {[len(t) for t in tensors]}")
+    if len({len(t) for t in tensors}) > 1:
+        raise ValueError(f"one label for each item: got {[len(t) for t in tensors]}")
     return _Tensors(*tensors)
 
 # %% ../nbs/api/datasets.ipynb #b0d43fac
 class TensorLoader(DataLoader):
     "A fastai DataLoader over tensors in memory: a batch is one index selection, made on the device."
-    def __init__(self,
-        dataset, # a tensor (n, ...), or a tuple of tensors of one length n, such as inputs and labels
-        bs=128, # items of a batch
-        device=None, # of tensors and batches; None: fastai's default device
-        sampler=None, # BalancedSampler with the same batch size, which then sets the order; copies by `new` do without
-        **kwargs, # of fastai's DataLoader: shuffle, drop_last, after_batch and others
+
+    def __init__(
+        self,
+        dataset,  # a tensor (n, ...), or a tuple of tensors of one length n, such as inputs and labels
+        bs=128,  # items of a batch
+        device=None,  # of tensors and batches; None: fastai's default device
+        sampler=None,  # BalancedSampler with the same batch size, which then sets the order; copies by `new` do without
+        **kwargs,  # of fastai's DataLoader: shuffle, drop_last, after_batch and others
     ):
-        if sampler is not None and sampler.batch_size != bs: raise ValueError(f"bs must be the sampler's, {sampler.batch_size}, got {bs}")
+        if sampler is not None and sampler.batch_size != bs:
+            raise ValueError(f"bs must be the sampler's, {sampler.batch_size}, got {bs}")
         self.sampler = sampler
-        super().__init__(_tensors(dataset), bs=bs, device=default_device() if device is None else device, **kwargs)
+        super().__init__(
+            _tensors(dataset),
+            bs=bs,
+            device=default_device() if device is None else device,
+            **kwargs,
+        )
 
     @property
-    def device(self): return self._device
+    def device(self):
+        return self._device
 
     @device.setter
     def device(self, device):
@@ -307,15 +421,18 @@ class TensorLoader(DataLoader):
 
 # %% ../nbs/api/datasets.ipynb #c2744eb2
 @patch
-def get_idxs(self:TensorLoader)->list: # (n,) order of the items in the epoch that begins
+def get_idxs(self: TensorLoader) -> list:  # (n,) order of the items in the epoch that begins
     "The sampler's order where there is one, a random one where `shuffle` is on, the given order elsewhere."
-    if self.sampler is not None: return self.sampler.order()
+    if self.sampler is not None:
+        return self.sampler.order()
     return (torch.randperm(self.n) if self.shuffle else torch.arange(self.n)).tolist()
 
+
 @patch
-def index_batches(self:TensorLoader,
-    samps, # indices of the items, in the order of the epoch
-): # sequence of int64 tensors (items of the batch,), on the loader's device
+def index_batches(
+    self: TensorLoader,
+    samps,  # indices of the items, in the order of the epoch
+):  # sequence of int64 tensors (items of the batch,), on the loader's device
     "The order of the epoch in batches; without the last smaller one where `drop_last` is on."
     order = torch.tensor(list(samps), dtype=torch.long, device=self.device)
     n = len(order) - len(order) % self.bs if self.drop_last else len(order)
@@ -323,14 +440,16 @@ def index_batches(self:TensorLoader,
 
 # %% ../nbs/api/datasets.ipynb #e787f8d8
 @patch
-def select(self:TensorLoader,
-    indices, # int64 (n,), on the loader's device
-)->tuple: # the selection (n, ...) of each tensor
+def select(
+    self: TensorLoader,
+    indices,  # int64 (n,), on the loader's device
+) -> tuple:  # the selection (n, ...) of each tensor
     "The items of one batch."
     return self.dataset.pick(indices)
 
+
 @patch
-def create_batches(self:TensorLoader, samps):
+def create_batches(self: TensorLoader, samps):
     for indices in self.index_batches(samps):
         self.last_indices = indices
         yield self.select(indices)
@@ -341,11 +460,13 @@ class ImageLoader(TensorLoader):
 
     Yields `(x,)` or `(x, y)`: x float32 (n, channels, height, width), y int64 (n,). Raises ValueError for images
     that are not uint8 (n, channels, height, width) or have other channels than `mean`."""
-    def __init__(self,
-        dataset, # uint8 images (n, channels, height, width), or a tuple of them and their int64 labels (n,)
-        mean, # (channels,) float32, subtracted from pixels in 0..1
-        std, # (channels,) float32 > 0, by which they are then divided
-        **kwargs, # of `TensorLoader`: bs, device, shuffle, drop_last, after_batch and others
+
+    def __init__(
+        self,
+        dataset,  # uint8 images (n, channels, height, width), or a tuple of them and their int64 labels (n,)
+        mean,  # (channels,) float32, subtracted from pixels in 0..1
+        std,  # (channels,) float32 > 0, by which they are then divided
+        **kwargs,  # of `TensorLoader`: bs, device, shuffle, drop_last, after_batch and others
     ):
         self.mean, self.std = mean, std
         dataset = _tensors(dataset)
@@ -358,78 +479,107 @@ class ImageLoader(TensorLoader):
 
 # %% ../nbs/api/datasets.ipynb #9b2a2954
 @patch
-def _check(self:ImageLoader, images):
+def _check(self: ImageLoader, images):
     channels = len(self.mean)
     if images.ndim != 4 or images.shape[1] != channels or images.dtype != torch.uint8:
-        raise ValueError(f"images must be (n, {channels}, height, width) uint8, got {tuple(images.shape)} {images.dtype}")
+        raise ValueError(
+            f"images must be (n, {channels}, height, width) uint8, got {tuple(images.shape)} {images.dtype}"
+        )
 
 # %% ../nbs/api/datasets.ipynb #7e18cabd
 def normalized(
-    images, # (n, channels, height, width) uint8
-    mean, # (channels,) float32, of pixels in 0..1
-    std, # (channels,) float32 > 0
-)->torch.Tensor: # (n, channels, height, width) float32 on the device of `mean`
+    images,  # (n, channels, height, width) uint8
+    mean,  # (channels,) float32, of pixels in 0..1
+    std,  # (channels,) float32 > 0
+) -> torch.Tensor:  # (n, channels, height, width) float32 on the device of `mean`
     "`(images/255 - mean) / std`"
     mean, std = (stat[:, None, None] * 255 for stat in (mean, std))
     return images.to(mean.device, torch.float32).sub_(mean).div_(std)
 
+
 @patch
-def normalize(self:ImageLoader,
-    images, # (n, channels, height, width) uint8, on any device
-)->torch.Tensor: # (n, channels, height, width) float32 on the loader's device
+def normalize(
+    self: ImageLoader,
+    images,  # (n, channels, height, width) uint8, on any device
+) -> torch.Tensor:  # (n, channels, height, width) float32 on the loader's device
     "Images as the loader's batches hold them: `(images/255 - mean) / std`. Raises ValueError for other shapes or types."
     self._check(images)
     return normalized(images, self.mean.to(self.device), self.std.to(self.device))
 
 # %% ../nbs/api/datasets.ipynb #f42775f1
 @patch
-def new(self:ImageLoader,
-    dataset=None, # images, or a tuple of images and labels; None: the same
-    cls=None, # class of the new loader; None: the same
-    **kwargs, # what is to be different
-)->ImageLoader: # a loader that shares mean, deviation, device and, where they are the same, the images
+def new(
+    self: ImageLoader,
+    dataset=None,  # images, or a tuple of images and labels; None: the same
+    cls=None,  # class of the new loader; None: the same
+    **kwargs,  # what is to be different
+) -> (
+    ImageLoader
+):  # a loader that shares mean, deviation, device and, where they are the same, the images
     "A loader like this one over other images or with other options."
     return DataLoader.new(self, dataset, cls, **{"mean": self.mean, "std": self.std, **kwargs})
 
 # %% ../nbs/api/datasets.ipynb #0804b848
 @patch
-def loader_for(self:ImageData,
-    images, # (n, channels, height, width) uint8
-    labels=None, # (n,) int64; None: the batches are (x,)
-    batch_size=128, # images of a batch, >= 1
-    **kwargs, # of ImageLoader: shuffle, drop_last, device
-)->ImageLoader:
+def loader_for(
+    self: ImageData,
+    images,  # (n, channels, height, width) uint8
+    labels=None,  # (n,) int64; None: the batches are (x,)
+    batch_size=128,  # images of a batch, >= 1
+    **kwargs,  # of ImageLoader: shuffle, drop_last, device
+) -> ImageLoader:
     "A loader over any images, normalised by this data's training split."
-    return ImageLoader(images if labels is None else (images, labels), *self.channel_stats(), bs=batch_size, **kwargs)
+    return ImageLoader(
+        images if labels is None else (images, labels),
+        *self.channel_stats(),
+        bs=batch_size,
+        **kwargs,
+    )
 
 # %% ../nbs/api/datasets.ipynb #f1375c0f
 @patch
-def loader(self:ImageData,
-    split, # name of a split
-    batch_size=128, # images of a batch, >= 1
-    shuffle=False, # a new random order every epoch
-    drop_last=False, # leave out the last batch where it is smaller
-    **kwargs, # of ImageLoader: device
-)->ImageLoader:
+def loader(
+    self: ImageData,
+    split,  # name of a split
+    batch_size=128,  # images of a batch, >= 1
+    shuffle=False,  # a new random order every epoch
+    drop_last=False,  # leave out the last batch where it is smaller
+    **kwargs,  # of ImageLoader: device
+) -> ImageLoader:
     "A loader over one split. Raises ValueError for an unknown split and where there is not one batch."
     indices = self._indices(split)
     if not 1 <= batch_size or (drop_last and batch_size > len(indices)):
-        raise ValueError(f"batch_size must be in 1..{len(indices)}, the images of {split}, got {batch_size}")
+        raise ValueError(
+            f"batch_size must be in 1..{len(indices)}, the images of {split}, got {batch_size}"
+        )
     tensors = _Tensors(self.images, self.labels, rows=indices)
-    return ImageLoader(tensors, *self.channel_stats(), bs=batch_size, shuffle=shuffle, drop_last=drop_last, **kwargs)
+    return ImageLoader(
+        tensors,
+        *self.channel_stats(),
+        bs=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        **kwargs,
+    )
 
 # %% ../nbs/api/datasets.ipynb #1eb5aa8a
 @patch
-def dls(self:ImageData,
-    batch_size=128, # images of a batch, 1..training images
-    alpha=None, # None: plain shuffling; 0..1: batches of a `BalancedSampler`, 0 balanced, 1 in the training set's proportions
-    at_least=2, # images of each class in every batch of the sampler
-)->DataLoaders: # [0]: training split, shuffled, last smaller batch left out; [1]: validation split; [2]: test split
+def dls(
+    self: ImageData,
+    batch_size=128,  # images of a batch, 1..training images
+    alpha=None,  # None: plain shuffling; 0..1: batches of a `BalancedSampler`, 0 balanced, 1 in the training set's proportions
+    at_least=2,  # images of each class in every batch of the sampler
+) -> DataLoaders:  # [0]: training split, shuffled, last smaller batch left out; [1]: validation split; [2]: test split
     "fastai's DataLoaders, with the class names as `vocab`; training and validating never touch the third loader."
     labels = self.labels[self._indices("train")]
     sampler = None if alpha is None else BalancedSampler(labels, batch_size, alpha, at_least)
     train = self.loader("train", batch_size, shuffle=True, drop_last=True, sampler=sampler)
-    dls = DataLoaders(train, self.loader("valid", batch_size), self.loader("test", batch_size), device=default_device())
+    dls = DataLoaders(
+        train,
+        self.loader("valid", batch_size),
+        self.loader("test", batch_size),
+        device=default_device(),
+    )
     dls.vocab, dls.c, dls.image_data = list(self.classes), len(self.classes), self
     return dls
 
@@ -437,17 +587,25 @@ def dls(self:ImageData,
 def _class_id(wanted):
     "Number 0..9 of a class given by name or number"
     names = FashionMNIST.classes
-    if isinstance(wanted, str) and wanted in names: return names.index(wanted)
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < len(names): return wanted
-    raise ValueError(f"unknown class {wanted!r}: give a number or a name of "
-                     + ", ".join(f"{i} {name!r}" for i, name in enumerate(names)))
+    if isinstance(wanted, str) and wanted in names:
+        return names.index(wanted)
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < len(names):
+        return wanted
+    raise ValueError(
+        f"unknown class {wanted!r}: give a number or a name of "
+        + ", ".join(f"{i} {name!r}" for i, name in enumerate(names))
+    )
+
 
 def _class_ids(classes):
     "Numbers of at least two different classes, or of all ten"
-    if isinstance(classes, str): classes = range(10) if classes == "all" else [classes]
+    if isinstance(classes, str):
+        classes = range(10) if classes == "all" else [classes]
     ids = [_class_id(c) for c in classes]
-    if len(ids) < 2: raise ValueError(f"at least two classes are needed, got {tuple(classes)}: or give 'all'")
-    if len(set(ids)) < len(ids): raise ValueError(f"every class may be named once, got {tuple(classes)}")
+    if len(ids) < 2:
+        raise ValueError(f"at least two classes are needed, got {tuple(classes)}: or give 'all'")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"every class may be named once, got {tuple(classes)}")
     return ids
 
 # %% ../nbs/api/datasets.ipynb #99f00013
@@ -461,18 +619,25 @@ def _select(images, labels, ids):
 # %% ../nbs/api/datasets.ipynb #0a903e3c
 def _check_present(parts, names, source):
     "Raise ValueError for a class without training or test images"
-    missing = [name for i, name in enumerate(names) if not all((labels == i).any() for _, labels in parts)]
+    missing = [
+        name for i, name in enumerate(names) if not all((labels == i).any() for _, labels in parts)
+    ]
     if missing:
-        raise ValueError(f"source {str(source)!r} has no images of {', '.join(missing)}; the bundled sample holds "
-                         "T-shirt/top and Shirt only: give source='download' or a folder with the whole data set")
+        raise ValueError(
+            f"source {str(source)!r} has no images of {', '.join(missing)}; the bundled sample holds "
+            "T-shirt/top and Shirt only: give source='download' or a folder with the whole data set"
+        )
 
 # %% ../nbs/api/datasets.ipynb #6f7e1a4e
 def _hold_out(labels, per_class, generator):
     "Indices of a balanced validation set, and of what it leaves"
     rarest, n_classes = class_counts(labels).min().item(), len(class_counts(labels))
-    if per_class is None: per_class = min(1000, rarest // 3)
+    if per_class is None:
+        per_class = min(1000, rarest // 3)
     if not 1 <= per_class < rarest:
-        raise ValueError(f"valid_per_class must be in 1..{rarest-1}, fewer than the rarest class has, got {per_class}")
+        raise ValueError(
+            f"valid_per_class must be in 1..{rarest - 1}, fewer than the rarest class has, got {per_class}"
+        )
     valid = draw_indices(labels, [per_class] * n_classes, generator)
     left = torch.ones(len(labels), dtype=torch.bool)
     left[valid] = False
@@ -482,35 +647,47 @@ def _hold_out(labels, per_class, generator):
 def _train_counts(available, proportions, long_tail_ratio, total):
     "Training images of each class"
     if (proportions is None) == (long_tail_ratio is None):
-        raise ValueError("give one of proportions and long_tail_ratio, and None for the other: got proportions="
-                         f"{proportions} and long_tail_ratio={long_tail_ratio}")
-    if proportions is None: proportions = long_tail_counts(max(available), len(available), long_tail_ratio)
+        raise ValueError(
+            "give one of proportions and long_tail_ratio, and None for the other: got proportions="
+            f"{proportions} and long_tail_ratio={long_tail_ratio}"
+        )
+    if proportions is None:
+        proportions = long_tail_counts(max(available), len(available), long_tail_ratio)
     return proportional_counts(available, proportions, total)
 
 # %% ../nbs/api/datasets.ipynb #ad8c7fa7
 def _draw_splits(labels, test_labels, names, seed, valid_per_class, **train):
     "Indices of train, valid and test, where the test images follow the official training images"
-    if type(seed) is not int or not 0 <= seed < 2**63: raise ValueError(f"seed must be a whole number >= 0 and < 2**63, got {seed!r}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number >= 0 and < 2**63, got {seed!r}")
     generator = torch.Generator().manual_seed(seed)
     try:
         valid, left = _hold_out(labels, valid_per_class, generator)
         counts = _train_counts(class_counts(labels[left], len(names)).tolist(), **train)
     except ValueError as error:
-        raise ValueError(f"{error} [{', '.join(f'class {i}: {name}' for i, name in enumerate(names))}]") from error
-    return dict(train=left[draw_indices(labels[left], counts, generator)], valid=valid,
-                test=torch.arange(len(test_labels)) + len(labels))
+        raise ValueError(
+            f"{error} [{', '.join(f'class {i}: {name}' for i, name in enumerate(names))}]"
+        ) from error
+    return dict(
+        train=left[draw_indices(labels[left], counts, generator)],
+        valid=valid,
+        test=torch.arange(len(test_labels)) + len(labels),
+    )
 
 # %% ../nbs/api/datasets.ipynb #cfadd4e4
 def fashion_mnist(
-    classes=("T-shirt/top", "Shirt"), # names or numbers 0..9 of two or more classes, or "all"
-    proportions=(.9, .1), # (classes,) positive shares of the training set; None with long_tail_ratio
-    source="sample", # "sample", "download", or a folder with the four IDX files, gzipped or not
+    classes=("T-shirt/top", "Shirt"),  # names or numbers 0..9 of two or more classes, or "all"
+    proportions=(
+        0.9,
+        0.1,
+    ),  # (classes,) positive shares of the training set; None with long_tail_ratio
+    source="sample",  # "sample", "download", or a folder with the four IDX files, gzipped or not
     *,
-    long_tail_ratio=None, # >= 1: instead of proportions, counts fall exponentially from first to last class
-    valid_per_class=None, # validation images of each class, >= 1; None: a third of the rarest class, at most 1000
-    train_total=None, # training images in all; None: as many as fit
-    seed=0, # of the draw of training and validation images
-)->ImageData: # images uint8 (n, 1, 28, 28); splits train, valid, test
+    long_tail_ratio=None,  # >= 1: instead of proportions, counts fall exponentially from first to last class
+    valid_per_class=None,  # validation images of each class, >= 1; None: a third of the rarest class, at most 1000
+    train_total=None,  # training images in all; None: as many as fit
+    seed=0,  # of the draw of training and validation images
+) -> ImageData:  # images uint8 (n, 1, 28, 28); splits train, valid, test
     """Fashion-MNIST with a training set as imbalanced as asked for, a balanced validation and the official test set.
 
     Raises ValueError for unknown classes and impossible requests, FileNotFoundError for missing files.
@@ -519,21 +696,32 @@ def fashion_mnist(
     names = tuple(FashionMNIST.classes[i] for i in ids)
     parts = [_select(*_read_part(folder, part), ids) for part in ("train", "t10k")]
     sizes = [tuple(images.shape[1:]) for images, _ in parts]
-    if sizes[0] != sizes[1]: raise ValueError(f"train and t10k images must have one size, got {sizes[0]} and {sizes[1]} in {folder}")
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"train and t10k images must have one size, got {sizes[0]} and {sizes[1]} in {folder}"
+        )
     _check_present(parts, names, source)
-    splits = _draw_splits(*(labels for _, labels in parts), names, seed, valid_per_class,
-                          proportions=proportions, long_tail_ratio=long_tail_ratio, total=train_total)
+    splits = _draw_splits(
+        *(labels for _, labels in parts),
+        names,
+        seed,
+        valid_per_class,
+        proportions=proportions,
+        long_tail_ratio=long_tail_ratio,
+        total=train_total,
+    )
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return ImageData(images, labels, names, splits, "fashion_mnist", str(source), seed)
 
 # %% ../nbs/api/datasets.ipynb #3ef62480
 @patch
-def imbalanced(self:ImageData,
-    proportions=None, # (classes,) positive shares of the training set; None with long_tail_ratio
+def imbalanced(
+    self: ImageData,
+    proportions=None,  # (classes,) positive shares of the training set; None with long_tail_ratio
     *,
-    long_tail_ratio=None, # >= 1: instead of proportions, counts fall exponentially from first to last class
-    total=None, # training images in all; None: as many as fit
-)->ImageData: # the same images, with fewer of them in the training split
+    long_tail_ratio=None,  # >= 1: instead of proportions, counts fall exponentially from first to last class
+    total=None,  # training images in all; None: as many as fit
+) -> ImageData:  # the same images, with fewer of them in the training split
     "The training split thinned out to proportions, by this data's seed. Raises ValueError for what the counts do not allow."
     train, counts = self._indices("train"), self.counts("train").tolist()
     wanted = _train_counts(counts, proportions, long_tail_ratio, total)
@@ -542,16 +730,22 @@ def imbalanced(self:ImageData,
 
 # %% ../nbs/api/datasets.ipynb #337be5d6
 @patch
-def show(self:ImageData,
-    n=8, # images of each class
-    split="train", # name of a split
-): # matplotlib Figure
+def show(
+    self: ImageData,
+    n=8,  # images of each class
+    split="train",  # name of a split
+):  # matplotlib Figure
     "The first images of each class of a split, one row a class."
     indices = self._indices(split)
-    fig, axes = plt.subplots(len(self.classes), n, figsize=(.8 * n, len(self.classes)), squeeze=False, layout="tight")
+    fig, axes = plt.subplots(
+        len(self.classes), n, figsize=(0.8 * n, len(self.classes)), squeeze=False, layout="tight"
+    )
     for c, row in enumerate(axes):
-        for ax in row: ax.axis("off")
-        for ax, image in zip(row, self.images[indices[self.labels[indices] == c][:n]], strict=False):
+        for ax in row:
+            ax.axis("off")
+        for ax, image in zip(
+            row, self.images[indices[self.labels[indices] == c][:n]], strict=False
+        ):
             ax.imshow(image.permute(1, 2, 0).cpu(), cmap="gray", vmin=0, vmax=255)
         row[0].set_title(self.classes[c], loc="left", fontsize=10)
     return fig
@@ -561,16 +755,21 @@ class SharedLoader(DistributedDL):
     """A `TensorLoader` shared out among the ranks of a process group: each takes its part of every batch.
 
     Raises ValueError where a batch has fewer items than there are ranks."""
-    def __init__(self,
-        dl, # TensorLoader, alike on all ranks; its bs is that of all ranks together
-        rank=None, # of this process; None: as torchrun says
-        world_size=None, # number of ranks; None: as torchrun says
+
+    def __init__(
+        self,
+        dl,  # TensorLoader, alike on all ranks; its bs is that of all ranks together
+        rank=None,  # of this process; None: as torchrun says
+        world_size=None,  # number of ranks; None: as torchrun says
     ):
         super().__init__(dl, rank, world_size)
         if self.bs < self.world_size:
-            raise ValueError(f"batch size must be at least the number of processes, {self.world_size}, got {self.bs}")
+            raise ValueError(
+                f"batch size must be at least the number of processes, {self.world_size}, got {self.bs}"
+            )
 
-    def __len__(self): return len(self.dl)
+    def __len__(self):
+        return len(self.dl)
 
     def get_idxs(self):
         order = torch.tensor(self.dl.get_idxs(), device=default_device())
@@ -578,11 +777,13 @@ class SharedLoader(DistributedDL):
         return order.tolist()
 
     def create_batches(self, samps):
-        for indices in self.dl.index_batches(samps): yield self.dl.select(indices.tensor_split(self.world_size)[self.rank])
+        for indices in self.dl.index_batches(samps):
+            yield self.dl.select(indices.tensor_split(self.world_size)[self.rank])
 
 # %% ../nbs/api/datasets.ipynb #55b43497
 def _to_detach(self, b, cpu=True, gather=True):
     "`b` without gradient, of this process"
     return detach(b, cpu, gather=False)
+
 
 TensorLoader.to_detach = SharedLoader.to_detach = _to_detach

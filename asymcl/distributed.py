@@ -27,11 +27,16 @@ def join_ranks(
     timeout=600,  # seconds, > 0: how long to wait for a silent rank before this one raises an error
 ):
     "Join the processes that `torchrun` started, each with its own GPU where there are GPUs; alone, or already joined, do nothing"
-    if not timeout > 0: raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized(): return
+    if not timeout > 0:
+        raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized():
+        return
     on_gpu = torch.cuda.is_available()
-    if on_gpu: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout)
+    )
 
 # %% ../nbs/api/distributed.ipynb #b53ffd4b
 def world_size():  # int >= 1
@@ -41,7 +46,8 @@ def world_size():  # int >= 1
 # %% ../nbs/api/distributed.ipynb #9ad43aa5
 def leave_ranks():
     "Wait for the other ranks and close the process group, which no DDP model may still use; alone, do nothing"
-    if world_size() == 1: return
+    if world_size() == 1:
+        return
     dist.barrier()
     gc.collect()  # models in cycles of references
     dist.destroy_process_group()
@@ -49,6 +55,7 @@ def leave_ranks():
 # %% ../nbs/api/distributed.ipynb #f1cf1e5b
 class _Gather(torch.autograd.Function):
     "Equally shaped tensors of all ranks, stacked; backward sums the gradient over ranks"
+
     @staticmethod
     def forward(ctx, x):
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
@@ -69,11 +76,14 @@ def gather_rows(
     """Rows of all ranks. Gradients flow back to their owners, summed over ranks, so that all ranks must take part in backward too.
 
     Raises ValueError on all ranks where the shapes do not fit together."""
-    if world_size() == 1: return [rows]
+    if world_size() == 1:
+        return [rows]
     rows = rows.as_subclass(torch.Tensor)
     shapes = _Gather.apply(torch.tensor(rows.shape, device=rows.device)).tolist()
     if any(shape[1:] != shapes[0][1:] for shape in shapes):
-        raise ValueError(f"rows must have one shape on all ranks but for their number, got {', '.join(map(str, map(tuple, shapes)))}")
+        raise ValueError(
+            f"rows must have one shape on all ranks but for their number, got {', '.join(map(str, map(tuple, shapes)))}"
+        )
     most = max(n for n, *_ in shapes)
     filled = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
     return [part[:n] for part, (n, *_) in zip(_Gather.apply(filled), shapes, strict=True)]
@@ -85,24 +95,31 @@ def mean_over_ranks(
 ):  # scalar tensor, of the same value on every rank
     "Mean over the items of all ranks; its gradients, averaged over ranks as DDP does, are those of this mean"
     sums = torch.stack([total.detach().double(), total.new_tensor(count, dtype=torch.float64)])
-    if world_size() > 1: dist.all_reduce(sums)
-    mean, n = (sums[0]/sums[1].clamp(min=1)).to(total.dtype), sums[1].clamp(min=1).to(total.dtype)
-    own = total*world_size()/n
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    mean, n = (sums[0] / sums[1].clamp(min=1)).to(total.dtype), sums[1].clamp(min=1).to(total.dtype)
+    own = total * world_size() / n
     return own + (mean - own).detach()
 
 # %% ../nbs/api/distributed.ipynb #e5e06426
 def _own_sum(columns, labels, averaging, **settings):
     "Sum of the losses of this rank's anchors, from the lists of all ranks' embeddings and labels"
     rank, images = dist.get_rank() if len(columns) > 1 else 0, sum(map(len, columns))
-    own, rest = columns[rank], torch.cat(columns[:rank] + columns[rank + 1:]) if len(columns) > 1 else []
-    if not len(own): return 0*sum(part.sum() for part in columns)
+    own, rest = (
+        columns[rank],
+        torch.cat(columns[:rank] + columns[rank + 1 :]) if len(columns) > 1 else [],
+    )
+    if not len(own):
+        return 0 * sum(part.sum() for part in columns)
     others = {}
     if len(rest):
         views = rest.shape[1] if rest.ndim == 3 else 1
-        rest_labels = torch.cat(labels[:rank] + labels[rank + 1:]).repeat_interleave(views, 0)
+        rest_labels = torch.cat(labels[:rank] + labels[rank + 1 :]).repeat_interleave(views, 0)
         others = dict(reference=rest.flatten(0, -2), reference_labels=rest_labels)
-    total = asymmetric_focal_contrastive_loss(own, labels[rank], averaging=averaging, reduction="sum", **others, **settings)
-    return total*len(own)/images if averaging == "batch" else total
+    total = asymmetric_focal_contrastive_loss(
+        own, labels[rank], averaging=averaging, reduction="sum", **others, **settings
+    )
+    return total * len(own) / images if averaging == "batch" else total
 
 # %% ../nbs/api/distributed.ipynb #b133c9a1
 def distributed_loss(
@@ -116,51 +133,76 @@ def distributed_loss(
     """The contrastive loss of the images of all ranks, of which this rank computes its own anchors.
 
     Raises ValueError for `reduction="none"`, `reference` and `pair_mask`, which speak of one rank's images."""
-    if reduction not in ("mean", "sum"): raise ValueError(f"across ranks, reduction must be mean or sum, got {reduction!r}")
-    local = [name for name in ("reference", "reference_labels", "pair_mask") if settings.get(name) is not None]
-    if local: raise ValueError(f"across ranks, the loss takes embeddings and labels alone, got {', '.join(local)}")
-    if labels is None: raise ValueError("across ranks, labels must be given: images of other ranks are told apart by them")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"across ranks, reduction must be mean or sum, got {reduction!r}")
+    local = [
+        name
+        for name in ("reference", "reference_labels", "pair_mask")
+        if settings.get(name) is not None
+    ]
+    if local:
+        raise ValueError(
+            f"across ranks, the loss takes embeddings and labels alone, got {', '.join(local)}"
+        )
+    if labels is None:
+        raise ValueError(
+            "across ranks, labels must be given: images of other ranks are told apart by them"
+        )
     columns = gather_rows(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
     total = _own_sum(columns, gather_rows(labels), averaging, **settings)
     mean = mean_over_ranks(total, embeddings[..., 0].numel())
-    return mean if reduction == "mean" else mean*sum(part[..., 0].numel() for part in columns)
+    return mean if reduction == "mean" else mean * sum(part[..., 0].numel() for part in columns)
 
 # %% ../nbs/api/distributed.ipynb #457e2d8a
 class DistributedLoss(nn.Module):
     "A contrastive loss over the images of all ranks; in a world of one, the loss itself"
-    def __init__(self,
+
+    def __init__(
+        self,
         loss,  # AsymmetricFocalContrastiveLoss or one of its special cases; in a world of one, any callable
     ):
         super().__init__()
         self.loss = loss
+
     def forward(self, embeddings, labels=None, **others):
-        if world_size() == 1: return self.loss(embeddings, labels, **others)
+        if world_size() == 1:
+            return self.loss(embeddings, labels, **others)
         if not isinstance(self.loss, AsymmetricFocalContrastiveLoss):
-            raise TypeError(f"across ranks, loss must be one of asymcl.losses (CL, FCL, ACL, AFCL), got {type(self.loss).__name__}")
+            raise TypeError(
+                f"across ranks, loss must be one of asymcl.losses (CL, FCL, ACL, AFCL), got {type(self.loss).__name__}"
+            )
         return distributed_loss(embeddings, labels, **others, **self.loss.settings)
 
 # %% ../nbs/api/distributed.ipynb #8c1c2393
 class DistributedMean(nn.Module):
     "A loss that is a mean over images, as cross-entropy is, over the images of all ranks; in a world of one, the loss itself"
-    def __init__(self,
+
+    def __init__(
+        self,
         loss,  # callable of predictions (n, ...) and targets (n, ...) that returns a mean over n
     ):
         super().__init__()
         self.loss = loss
+
     def forward(self, predictions, targets):
-        if world_size() == 1: return self.loss(predictions, targets)
+        if world_size() == 1:
+            return self.loss(predictions, targets)
         n = len(targets)
-        return mean_over_ranks(self.loss(predictions, targets)*n if n else 0*predictions.sum(), n)
+        return mean_over_ranks(
+            self.loss(predictions, targets) * n if n else 0 * predictions.sum(), n
+        )
 
 # %% ../nbs/api/distributed.ipynb #ca471bba
 @contextmanager
 def _buffers_kept(model):
     "Whatever happens inside, the model's buffers come out as they went in"
     before = [buffer.clone() for buffer in model.buffers()]
-    try: yield
+    try:
+        yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(model.buffers(), before, strict=True): buffer.copy_(value)
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 # %% ../nbs/api/distributed.ipynb #aa19d733
 def embed_in_chunks(
@@ -172,9 +214,18 @@ def embed_in_chunks(
     """Embeddings of a batch with the activations of one chunk in memory (Gao et al. 2021), by PyTorch's `checkpoint`.
 
     Batch norm normalises each chunk by its own statistics and updates the running ones once a chunk. Raises ValueError for size < 1."""
-    if size < 1: raise ValueError(f"size must be >= 1 image, got {size}")
-    def contexts(): return nullcontext(), _buffers_kept(model)  # of the first pass, of the second
-    return torch.cat([checkpoint(forward or model, chunk, use_reentrant=False, context_fn=contexts) for chunk in images.split(size)])
+    if size < 1:
+        raise ValueError(f"size must be >= 1 image, got {size}")
+
+    def contexts():
+        return nullcontext(), _buffers_kept(model)  # of the first pass, of the second
+
+    return torch.cat(
+        [
+            checkpoint(forward or model, chunk, use_reentrant=False, context_fn=contexts)
+            for chunk in images.split(size)
+        ]
+    )
 
 # %% ../nbs/api/distributed.ipynb #82842a91
 def chunk_next_call(
@@ -182,10 +233,15 @@ def chunk_next_call(
     size,  # images embedded at a time, >= 1
 ):
     "Let the next call of `model` go through `embed_in_chunks`, and the ones after it not; raises ValueError for size < 1"
-    if size < 1: raise ValueError(f"size must be >= 1 image, got {size}")
+    if size < 1:
+        raise ValueError(f"size must be >= 1 image, got {size}")
     own = vars(model).get("forward")
+
     def forward(images):
-        if own: model.forward = own
-        else: del model.forward
+        if own:
+            model.forward = own
+        else:
+            del model.forward
         return embed_in_chunks(model, images, size, model.forward)
+
     model.forward = forward

@@ -21,28 +21,39 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 def _check_address(url, local=True):
     "Raise ValueError unless `url` is https://, or (where `local`) http:// of this machine"
     parts = urlsplit(url)
-    if parts.scheme == "https" and parts.hostname: return
-    if local and parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"): return
-    raise ValueError(f"an address must be https://{' (or http:// of 127.0.0.1 or localhost)' if local else ''}, got {url!r}")
+    if parts.scheme == "https" and parts.hostname:
+        return
+    if local and parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost"):
+        return
+    raise ValueError(
+        f"an address must be https://{' (or http:// of 127.0.0.1 or localhost)' if local else ''}, got {url!r}"
+    )
+
 
 class _Redirects(HTTPRedirectHandler):
     "Follows where `_check_address` has no objection"
+
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         _check_address(newurl, local=not req.full_url.startswith("https:"))
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 # %% ../nbs/api/download.ipynb #942bc65b
-def _tag(part): return part.with_name(part.name + ".tag")
+def _tag(part):
+    return part.with_name(part.name + ".tag")
+
 
 def _validator(headers):
     "What tells this version of a file from another: a strong ETag, a date, or None"
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified")
 
+
 def _kept(url, part):
     "How many bytes of `url` are in `part` and the validator of their version; (0, None) where nothing can be resumed"
-    try: source, validator = _tag(part).read_text("utf-8").split("\n")
-    except (FileNotFoundError, ValueError): return 0, None
+    try:
+        source, validator = _tag(part).read_text("utf-8").split("\n")
+    except (FileNotFoundError, ValueError):
+        return 0, None
     have = part.stat().st_size if source == url and part.exists() else 0
     return (have, validator) if have else (0, None)
 
@@ -50,11 +61,14 @@ def _kept(url, part):
 def _request(url, have, validator, timeout):
     "The server's answer to a request for `url` from byte `have` on"
     headers = {"Range": f"bytes={have}-", "If-Range": validator} if have else {}
-    try: return build_opener(_Redirects).open(Request(url, headers=headers), timeout=timeout)
+    try:
+        return build_opener(_Redirects).open(Request(url, headers=headers), timeout=timeout)
     except HTTPError as error:
-        if error.code == 416 and have: return error
+        if error.code == 416 and have:
+            return error
         error.close()
-        if 300 <= error.code < 400: raise ValueError(f"a redirect of {url} is refused: {error.reason}") from error
+        if 300 <= error.code < 400:
+            raise ValueError(f"a redirect of {url} is refused: {error.reason}") from error
         raise ConnectionError(f"{url} was answered with {error.code} {error.reason}") from error
     except (OSError, HTTPException) as error:
         raise ConnectionError(f"{url} could not be reached ({error})") from error
@@ -62,46 +76,70 @@ def _request(url, have, validator, timeout):
 # %% ../nbs/api/download.ipynb #a8ffa3a0
 def _offer(response, have, validator, size):
     "(first byte, length of the whole file) that an answer brings; None where it does not fit what was asked for"
-    if response.status == 200: return 0, size if response.length is None else response.length
-    found = re.fullmatch(r"bytes (?:(\d{1,18})-\d+|\*)/(\d{1,18})", response.headers.get("Content-Range", ""))
-    if not found or _validator(response.headers) not in (None, validator): return None
+    if response.status == 200:
+        return 0, size if response.length is None else response.length
+    found = re.fullmatch(
+        r"bytes (?:(\d{1,18})-\d+|\*)/(\d{1,18})", response.headers.get("Content-Range", "")
+    )
+    if not found or _validator(response.headers) not in (None, validator):
+        return None
     start, total = int(found[1] or found[2]), int(found[2])
     return (start, total) if start == have else None
 
 # %% ../nbs/api/download.ipynb #e5545e7e
 def _check_total(url, total, size):
     "Raise ValueError unless the length of the file is known and is `size`, where that is given"
-    if total is None: raise ValueError(f"{url} announces no length, so that nobody would notice where it breaks off: give its size")
-    if size is not None and total != size: raise ValueError(f"size is {size}, but {url} announces {total} bytes; nothing was fetched")
+    if total is None:
+        raise ValueError(
+            f"{url} announces no length, so that nobody would notice where it breaks off: give its size"
+        )
+    if size is not None and total != size:
+        raise ValueError(f"size is {size}, but {url} announces {total} bytes; nothing was fetched")
 
 # %% ../nbs/api/download.ipynb #b8623042
 _CHUNK = 2**20  # bytes
 
+
 def _read(response, n):
     "Up to `n` bytes; none at the end, or where the connection broke"
-    try: return response.read(n)
-    except (OSError, HTTPException): return b""
+    try:
+        return response.read(n)
+    except (OSError, HTTPException):
+        return b""
+
 
 def _write(response, url, part, have, total):
     "Append the body to the first `have` bytes of `part` until there are `total`; raises ConnectionError where it ends before"
     with open(part, "ab" if have else "wb") as out:
-        if not have: _mark(url, part, _validator(response.headers))
+        if not have:
+            _mark(url, part, _validator(response.headers))
         while have < total:
             block = _read(response, min(_CHUNK, total - have))
             if not block:
-                then = "resumes there" if _tag(part).exists() else "starts anew, since the server names no version of the file"
-                raise ConnectionError(f"{url} broke off: {have} of {total} bytes are in {part}; calling again {then}")
+                then = (
+                    "resumes there"
+                    if _tag(part).exists()
+                    else "starts anew, since the server names no version of the file"
+                )
+                raise ConnectionError(
+                    f"{url} broke off: {have} of {total} bytes are in {part}; calling again {then}"
+                )
             out.write(block)
             have += len(block)
     if _read(response, 1):
         _discard(part)
-        raise ValueError(f"{url} sends more than the {total} bytes it should have; what was fetched is removed")
+        raise ValueError(
+            f"{url} sends more than the {total} bytes it should have; what was fetched is removed"
+        )
 
 # %% ../nbs/api/download.ipynb #64a414dd
 def _mark(url, part, validator):
     "Note that `part` is the version `validator` of `url`; without a validator it cannot be resumed"
-    if validator is None: _tag(part).unlink(missing_ok=True)
-    else: _tag(part).write_text(f"{url}\n{validator}", "utf-8")
+    if validator is None:
+        _tag(part).unlink(missing_ok=True)
+    else:
+        _tag(part).write_text(f"{url}\n{validator}", "utf-8")
+
 
 def _discard(part):
     part.unlink(missing_ok=True)
@@ -115,32 +153,45 @@ def _fetch(url, part, size, timeout):
         offer = _offer(response, have, validator, size)
         if offer is not None:
             _check_total(url, offer[1], size)
-            if response.status != 416: _write(response, url, part, *offer)
+            if response.status != 416:
+                _write(response, url, part, *offer)
             return
-    if not have: raise ConnectionError(f"{url} was answered with {response.status}, which does not bring the file")
+    if not have:
+        raise ConnectionError(
+            f"{url} was answered with {response.status}, which does not bring the file"
+        )
     _discard(part)
     _fetch(url, part, size, timeout)
 
 # %% ../nbs/api/download.ipynb #80ee03dc
 class _Unverified(ValueError):
     "A whole file without a digest to compare with its own"
+
     def __init__(self, file, size, digest):
-        super().__init__(f"{file} is complete ({size} bytes) and not verified. Its SHA-256 is {digest}: compare it with a source you "
-                         f"trust and, if it is the same, accept the file by sha256={digest!r}")
+        super().__init__(
+            f"{file} is complete ({size} bytes) and not verified. Its SHA-256 is {digest}: compare it with a source you "
+            f"trust and, if it is the same, accept the file by sha256={digest!r}"
+        )
         self.digest = digest
+
 
 def _verify(file, sha256, size):
     "Raise ValueError unless `file` has this size and digest"
     found = file.stat().st_size
-    if size is not None and found != size: raise ValueError(f"{file} has {found} bytes, expected {size}")
-    with open(file, "rb") as opened: digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if sha256 is None: raise _Unverified(file, found, digest)
-    if digest != sha256.lower(): raise ValueError(f"{file} has the SHA-256 {digest}, expected {sha256}")
+    if size is not None and found != size:
+        raise ValueError(f"{file} has {found} bytes, expected {size}")
+    with open(file, "rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if sha256 is None:
+        raise _Unverified(file, found, digest)
+    if digest != sha256.lower():
+        raise ValueError(f"{file} has the SHA-256 {digest}, expected {sha256}")
 
 # %% ../nbs/api/download.ipynb #b512a58d
 def _rename(source, target):
     "Give `source` the name `target` once its bytes are on the disk"
-    with open(source, "rb+") as opened: os.fsync(opened.fileno())
+    with open(source, "rb+") as opened:
+        os.fsync(opened.fileno())
     os.replace(source, target)
 
 # %% ../nbs/api/download.ipynb #e2adf320
@@ -148,9 +199,12 @@ def _check_sha256(sha256):
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", str(sha256)):
         raise ValueError(f"sha256 must be None or 64 hexadecimal digits, got {sha256!r}")
 
+
 def _check_numbers(size, timeout):
-    if size is not None and (size != int(size) or size < 0): raise ValueError(f"size must be None or a number of bytes >= 0, got {size}")
-    if not timeout > 0: raise ValueError(f"timeout must be seconds > 0, got {timeout}")
+    if size is not None and (size != int(size) or size < 0):
+        raise ValueError(f"size must be None or a number of bytes >= 0, got {size}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be seconds > 0, got {timeout}")
 
 # %% ../nbs/api/download.ipynb #2492f3de
 def download(
@@ -159,7 +213,7 @@ def download(
     *,
     sha256=None,  # 64 hexadecimal digits from a source you trust; None: nothing is accepted, the error tells the digest found
     size=None,  # bytes, >= 0; None: as the server announces
-    timeout=30.,  # seconds, > 0, that the server may be silent
+    timeout=30.0,  # seconds, > 0, that the server may be silent
 ):  # Path of the verified file
     """Fetch a file, resuming what is there of it, and accept it once its SHA-256 is right.
 
@@ -170,17 +224,23 @@ def download(
     _check_numbers(size, timeout)
     path = Path(path)
     unverified = path.with_name(path.name + ".unverified")
-    if path.exists(): return _accept(path, path, sha256, size)
-    if not unverified.exists(): _complete(url, path, unverified, sha256, size, timeout)
+    if path.exists():
+        return _accept(path, path, sha256, size)
+    if not unverified.exists():
+        _complete(url, path, unverified, sha256, size, timeout)
     return path if path.exists() else _accept(unverified, path, sha256, size)
 
 # %% ../nbs/api/download.ipynb #832961b2
 def _accept(file, path, sha256, size):
     "Verify `file`, which stays as it is if that fails, and give it the name `path`"
-    try: _verify(file, sha256, size)
-    except _Unverified: raise
-    except ValueError as error: raise ValueError(f"{error}; it is left as it is: remove it to fetch it anew") from error
-    if file != path: _rename(file, path)
+    try:
+        _verify(file, sha256, size)
+    except _Unverified:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}; it is left as it is: remove it to fetch it anew") from error
+    if file != path:
+        _rename(file, path)
     return path
 
 # %% ../nbs/api/download.ipynb #8d9d66f4
@@ -190,21 +250,30 @@ def _complete(url, path, unverified, sha256, size, timeout):
     path.parent.mkdir(parents=True, exist_ok=True)
     _fetch(url, part, size, timeout)
     try:
-        if sha256 is not None: _verify(part, sha256, size)
+        if sha256 is not None:
+            _verify(part, sha256, size)
     except ValueError as error:
         _discard(part)
-        raise ValueError(f"{error}; the part is removed, so that calling again starts anew") from error
+        raise ValueError(
+            f"{error}; the part is removed, so that calling again starts anew"
+        ) from error
     _rename(part, unverified if sha256 is None else path)
     _discard(part)
 
 # %% ../nbs/api/download.ipynb #cc7c1e4b
 #: Names and addresses of the official files of ISIC 2018 task 3
 ISIC2018_FILES = {
-    name: f"https://isic-challenge-data.s3.amazonaws.com/2018/{name}" for name in (
-        "ISIC2018_Task3_Training_Input.zip", "ISIC2018_Task3_Training_GroundTruth.zip", "ISIC2018_Task3_Training_LesionGroupings.csv",
-        "ISIC2018_Task3_Validation_Input.zip", "ISIC2018_Task3_Validation_GroundTruth.zip",
-        "ISIC2018_Task3_Test_Input.zip", "ISIC2018_Task3_Test_GroundTruth.zip",
-    )}
+    name: f"https://isic-challenge-data.s3.amazonaws.com/2018/{name}"
+    for name in (
+        "ISIC2018_Task3_Training_Input.zip",
+        "ISIC2018_Task3_Training_GroundTruth.zip",
+        "ISIC2018_Task3_Training_LesionGroupings.csv",
+        "ISIC2018_Task3_Validation_Input.zip",
+        "ISIC2018_Task3_Validation_GroundTruth.zip",
+        "ISIC2018_Task3_Test_Input.zip",
+        "ISIC2018_Task3_Test_GroundTruth.zip",
+    )
+}
 
 # %% ../nbs/api/download.ipynb #3d764a8f
 def download_isic2018(
@@ -218,18 +287,29 @@ def download_isic2018(
     ConnectionError where the network fails (call again to resume)."""
     names = list(ISIC2018_FILES if files is None else files)
     unknown = [name for name in [*names, *checksums] if name not in ISIC2018_FILES]
-    if unknown: raise ValueError(f"files and checksums must name some of {', '.join(ISIC2018_FILES)}, got {unknown}")
-    for name in names: _check_sha256(checksums.get(name))
+    if unknown:
+        raise ValueError(
+            f"files and checksums must name some of {', '.join(ISIC2018_FILES)}, got {unknown}"
+        )
+    for name in names:
+        _check_sha256(checksums.get(name))
     paths, found = [], {}
     for name in names:
-        try: paths.append(download(ISIC2018_FILES[name], Path(folder) / name, sha256=checksums.get(name)))
-        except _Unverified as error: found[name] = error.digest
-    if found: raise ValueError(_unverified_message(folder, found))
+        try:
+            paths.append(
+                download(ISIC2018_FILES[name], Path(folder) / name, sha256=checksums.get(name))
+            )
+        except _Unverified as error:
+            found[name] = error.digest
+    if found:
+        raise ValueError(_unverified_message(folder, found))
     return paths
 
 # %% ../nbs/api/download.ipynb #90ef98e9
 def _unverified_message(folder, found):
     "Tells which files in `folder` nobody vouches for, with their digests as a dict literal"
     lines = "\n".join(f"    {name!r}: {digest!r}," for name, digest in found.items())
-    return (f"Complete and not verified in {folder}, number of files: {len(found)}. Compare their SHA-256 digests with a source "
-            f"you trust and, if they are the same, call again with these among the checksums:\n{{\n{lines}\n}}")
+    return (
+        f"Complete and not verified in {folder}, number of files: {len(found)}. Compare their SHA-256 digests with a source "
+        f"you trust and, if they are the same, call again with these among the checksums:\n{{\n{lines}\n}}"
+    )

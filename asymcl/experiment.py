@@ -34,9 +34,17 @@ from torch import nn
 
 # %% ../nbs/api/experiment.ipynb #306cf2e7
 from . import __version__
-from .baselines import (
-    BCL, KCL, DeferredReweighting, LearnPrototypes, _classifier_losses, balanced_loader, classifier_loss_function,
-    head_for_loss, tau_normalized)
+from asymcl.baselines import (
+    BCL,
+    KCL,
+    DeferredReweighting,
+    LearnPrototypes,
+    _classifier_losses,
+    balanced_loader,
+    classifier_loss_function,
+    head_for_loss,
+    tau_normalized,
+)
 from .checkpoint import _content, versions, write_atomic
 from .datasets import fashion_mnist
 from .distributed import DistributedMean
@@ -46,20 +54,31 @@ from .losses import ACL, AFCL, CL, FCL
 from .metrics import UnweightedAccuracy, evaluate_predictions, unweighted_accuracy
 from .models import encode_all, encoder_width, projection_head, resnet_encoder, small_encoder
 from .own_images import from_csv, from_npz, image_folder
-from .two_stage import AcrossRanks, RandomViews, TwoStageLearner, _Learner, across_ranks, fused_adam, precision_callbacks
+from asymcl.two_stage import (
+    AcrossRanks,
+    RandomViews,
+    TwoStageLearner,
+    _Learner,
+    across_ranks,
+    fused_adam,
+    precision_callbacks,
+)
 from .views import lesion_views, random_views
 
 # %% ../nbs/api/experiment.ipynb #3ab8f646
 @dataclass(frozen=True)
 class Reading:
     "How image files are found and decoded; each field belongs to the kinds of data that `_READS` lists"
+
     size: int = 64  # pixels of a side
     fit: str = "squish"  # "squish", "crop" or "pad": what happens to images that are not square
     on_error: str = "raise"  # "raise" or "skip"
     cache: str | None = None  # folder of decoded images; None: in the user's cache
     cache_limit: int = 10 * 2**30  # bytes that this folder may hold
     splits: str = "drawn"  # of ISIC 2018: "drawn", "official_test" or "official"
-    group_pattern: str | None = None  # regular expression whose (group), in a file's path, names what belongs together
+    group_pattern: str | None = (
+        None  # regular expression whose (group), in a file's path, names what belongs together
+    )
     path_column: str = "path"  # of a CSV
     label_column: str = "label"
     group_column: str | None = None
@@ -68,17 +87,27 @@ class Reading:
 
 # %% ../nbs/api/experiment.ipynb #0e93d2fd
 _FILES = ("size", "fit", "on_error", "cache", "cache_limit")
-_READS = dict(fashion_mnist=(), isic2018=(*_FILES, "splits"), folder=(*_FILES, "group_pattern"), npz=(),
-              csv=(*_FILES, "path_column", "label_column", "group_column", "split_column", "root"))
+_READS = dict(
+    fashion_mnist=(),
+    isic2018=(*_FILES, "splits"),
+    folder=(*_FILES, "group_pattern"),
+    npz=(),
+    csv=(*_FILES, "path_column", "label_column", "group_column", "split_column", "root"),
+)
 
 # %% ../nbs/api/experiment.ipynb #626a3be4
 @dataclass(frozen=True)
 class DataSettings:
     "Which images, and how many of each class"
+
     data: str = "fashion_mnist"  # or "isic2018", "folder", "csv", "npz"
     source: str = "sample"  # a folder or file; for Fashion-MNIST also "sample" or "download"
-    classes: tuple | str | None = None  # names, or "all"; None: those of the data set, for Fashion-MNIST T-shirt/top and Shirt
-    proportions: tuple | None = None  # of the training set, per class; None: as they are, for Fashion-MNIST 0.9 and 0.1
+    classes: tuple | str | None = (
+        None  # names, or "all"; None: those of the data set, for Fashion-MNIST T-shirt/top and Shirt
+    )
+    proportions: tuple | None = (
+        None  # of the training set, per class; None: as they are, for Fashion-MNIST 0.9 and 0.1
+    )
     long_tail_ratio: float | None = None  # largest to smallest class of an exponential long tail
     train_total: int | None = None  # training images; None: as many as the proportions allow
     reading: Reading = Reading()  # how image files are found and decoded
@@ -87,12 +116,13 @@ class DataSettings:
 @dataclass(frozen=True)
 class Settings(DataSettings):
     "What a comparison depends on"
+
     methods: tuple = ("CE", "CL", "FCL", "ACL", "AFCL")
     seeds: tuple = (0, 1)
     encoder: str = "small"  # "small", "resnet18" or "resnet50"
     weights: str | None = None  # None or "imagenet", for a ResNet
-    gamma: float = 2.  # of FCL and AFCL
-    eta: float = 10.  # of ACL and AFCL
+    gamma: float = 2.0  # of FCL and AFCL
+    eta: float = 10.0  # of ACL and AFCL
     temperature: float = 0.07
     averaging: str = "pairs"
     epochs: int = 6  # of stage 1, and of CE
@@ -101,7 +131,9 @@ class Settings(DataSettings):
     classifier_lr: float = 3e-2  # the same in stage 2
     heads: tuple = ("cross_entropy",)  # of stage 2, some of HEADS; all on the same features
     batch_size: int = 128  # images, of which the encoder sees two views each
-    sampler_alpha: float | None = None  # None: plain shuffling; 0..1: balanced (0) to natural (1) batches with two images of every class
+    sampler_alpha: float | None = (
+        None  # None: plain shuffling; 0..1: balanced (0) to natural (1) batches with two images of every class
+    )
     optimizer: str = "adam"  # or "sgd": momentum 0.9, weight decay 5e-5
     precision: str = "fp32"  # "fp32", "bf16" or "fp16"
 
@@ -110,27 +142,45 @@ def resolved(
     settings,  # Settings
 ) -> Settings:
     "The settings with the data set's own classes and proportions filled in, where they have some"
-    if settings.data != "fashion_mnist": return settings
+    if settings.data != "fashion_mnist":
+        return settings
     classes = ("T-shirt/top", "Shirt") if settings.classes is None else settings.classes
     plain = settings.proportions is None and settings.long_tail_ratio is None
-    return replace(settings, classes=classes, proportions=(0.9, 0.1) if plain else settings.proportions)
+    return replace(
+        settings, classes=classes, proportions=(0.9, 0.1) if plain else settings.proportions
+    )
 
 # %% ../nbs/api/experiment.ipynb #3a38ad3e
-END_TO_END = {"CE": "cross_entropy", "CE-weighted": "class_weighted", "CE-balanced": "class_balanced", "CE-focal": "focal",
-              "CE-adjusted": "logit_adjusted", "CE-LDAM": "ldam"}  # method -> its classifier loss
+END_TO_END = {
+    "CE": "cross_entropy",
+    "CE-weighted": "class_weighted",
+    "CE-balanced": "class_balanced",
+    "CE-focal": "focal",
+    "CE-adjusted": "logit_adjusted",
+    "CE-LDAM": "ldam",
+}  # method -> its classifier loss
 _COMMON = ("temperature", "averaging")
 _LOSS_FIELDS = dict.fromkeys(END_TO_END, ()) | dict(
-    CL=_COMMON, FCL=(*_COMMON, "gamma"), ACL=(*_COMMON, "eta"), AFCL=(*_COMMON, "gamma", "eta"), extra=_COMMON,
-    KCL=("temperature",), BCL=("temperature",))
+    CL=_COMMON,
+    FCL=(*_COMMON, "gamma"),
+    ACL=(*_COMMON, "eta"),
+    AFCL=(*_COMMON, "gamma", "eta"),
+    extra=_COMMON,
+    KCL=("temperature",),
+    BCL=("temperature",),
+)
 METHODS = tuple(_LOSS_FIELDS)
 
 # %% ../nbs/api/experiment.ipynb #e900f1ce
 class _ExtraTerm(nn.Module):
     "ACL's term of the negatives, without CL"
+
     def __init__(self, **settings):
         super().__init__()
-        self.both, self.without = ACL(eta=1., **settings), CL(**settings)
-    def forward(self, embeddings, labels): return self.both(embeddings, labels) - self.without(embeddings, labels)
+        self.both, self.without = ACL(eta=1.0, **settings), CL(**settings)
+
+    def forward(self, embeddings, labels):
+        return self.both(embeddings, labels) - self.without(embeddings, labels)
 
 # %% ../nbs/api/experiment.ipynb #ad2b5eb8
 def contrastive_loss(
@@ -139,8 +189,11 @@ def contrastive_loss(
     classes=2,  # number of classes
 ):  # the loss module
     "Contrastive loss of a method with the settings that it takes"
-    makers = dict(CL=CL, FCL=FCL, ACL=ACL, AFCL=AFCL, extra=_ExtraTerm, KCL=KCL, BCL=partial(BCL, classes))
-    if method not in makers: raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    makers = dict(
+        CL=CL, FCL=FCL, ACL=ACL, AFCL=AFCL, extra=_ExtraTerm, KCL=KCL, BCL=partial(BCL, classes)
+    )
+    if method not in makers:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     return makers[method](**{name: getattr(settings, name) for name in _LOSS_FIELDS[method]})
 
 # %% ../nbs/api/experiment.ipynb #92715bce
@@ -149,8 +202,10 @@ def make_encoder(
     channels,  # of the images
 ):  # nn.Module
     "The encoder that the settings name, with fresh weights"
-    if settings.encoder == "small": return small_encoder(channels)
-    if settings.encoder in ("resnet18", "resnet50"): return resnet_encoder(int(settings.encoder[6:]), channels, settings.weights)
+    if settings.encoder == "small":
+        return small_encoder(channels)
+    if settings.encoder in ("resnet18", "resnet50"):
+        return resnet_encoder(int(settings.encoder[6:]), channels, settings.weights)
     raise ValueError(f"encoder must be one of small, resnet18, resnet50, got {settings.encoder!r}")
 
 # %% ../nbs/api/experiment.ipynb #88ee214b
@@ -173,11 +228,17 @@ def _own_images(settings, seed):
     "Images from files: the settings' kind of data, thinned out where proportions, a long tail or a total are asked for"
     kinds = dict(isic2018=isic2018, folder=image_folder, csv=from_csv, npz=from_npz)
     options = {name: getattr(settings.reading, name) for name in _READS[settings.data]}
-    if settings.classes is not None and (settings.classes != "all" or settings.data == "isic2018"): options["classes"] = settings.classes
+    if settings.classes is not None and (settings.classes != "all" or settings.data == "isic2018"):
+        options["classes"] = settings.classes
     data = kinds[settings.data](settings.source, seed=seed, **options)
-    if not (settings.proportions or settings.long_tail_ratio or settings.train_total): return data
+    if not (settings.proportions or settings.long_tail_ratio or settings.train_total):
+        return data
     natural = None if settings.long_tail_ratio else data.counts("train").tolist()
-    return data.imbalanced(settings.proportions or natural, long_tail_ratio=settings.long_tail_ratio, total=settings.train_total)
+    return data.imbalanced(
+        settings.proportions or natural,
+        long_tail_ratio=settings.long_tail_ratio,
+        total=settings.train_total,
+    )
 
 # %% ../nbs/api/experiment.ipynb #2cc4c4f5
 def load_data(
@@ -187,21 +248,34 @@ def load_data(
     "The data that the settings name; the same seed gives every method the same images"
     _check_data(settings)
     settings = resolved(settings)
-    if settings.data != "fashion_mnist": return _own_images(settings, seed)
-    load = partial(fashion_mnist, settings.classes, settings.proportions, settings.source, seed=seed,
-                   long_tail_ratio=settings.long_tail_ratio, train_total=settings.train_total)
+    if settings.data != "fashion_mnist":
+        return _own_images(settings, seed)
+    load = partial(
+        fashion_mnist,
+        settings.classes,
+        settings.proportions,
+        settings.source,
+        seed=seed,
+        long_tail_ratio=settings.long_tail_ratio,
+        train_total=settings.train_total,
+    )
     return rank0_first(load) if num_distrib() > 1 and settings.source == "download" else load()
 
 # %% ../nbs/api/experiment.ipynb #e9ab05ea
 def _check_data(settings):
     "Raise ValueError for an unknown kind of data and for settings that it does not take"
-    if settings.data not in _READS: raise ValueError(f"data must be one of {', '.join(_READS)}, got {settings.data!r}")
+    if settings.data not in _READS:
+        raise ValueError(f"data must be one of {', '.join(_READS)}, got {settings.data!r}")
     if settings.data != "fashion_mnist" and settings.source == "sample":
-        raise ValueError(f"source must be a folder or file for data {settings.data}, got 'sample', which is of fashion_mnist")
+        raise ValueError(
+            f"source must be a folder or file for data {settings.data}, got 'sample', which is of fashion_mnist"
+        )
     for name, value in vars(settings.reading).items():
         if name not in _READS[settings.data] and value != getattr(Reading, name):
             takers = [data for data, names in _READS.items() if name in names]
-            raise ValueError(f"{name} must be left out for data {settings.data}, got {value!r}: it is of {', '.join(takers)}")
+            raise ValueError(
+                f"{name} must be left out for data {settings.data}, got {value!r}: it is of {', '.join(takers)}"
+            )
 
 # %% ../nbs/api/experiment.ipynb #73dc1fc7
 def _views(settings):
@@ -212,6 +286,7 @@ def _views(settings):
 @dataclass
 class Run:
     "What one method made of one seed"
+
     method: str  # with what tells it from others in a grid, as "ACL eta=60"
     seed: int
     metrics: dict  # name to float, on the test split
@@ -220,46 +295,79 @@ class Run:
     train_loss: list  # mean of each epoch of stage 1 (or of CE)
     valid_score: list  # unweighted accuracy on the validation split after each of these epochs: of neighbours, of the classifier for CE
     seconds: float  # of training, both stages
-    features: torch.Tensor | None = field(default=None, repr=False)  # (m, width) of some test images, for a map; None: read from a record
+    features: torch.Tensor | None = field(
+        default=None, repr=False
+    )  # (m, width) of some test images, for a map; None: read from a record
     feature_labels: torch.Tensor | None = field(default=None, repr=False)  # (m,)
-    varied: dict = field(default_factory=dict)  # loss, head and the settings that vary in its grid; empty where nothing does
+    varied: dict = field(
+        default_factory=dict
+    )  # loss, head and the settings that vary in its grid; empty where nothing does
+
     def record(self):
         "All but the features and curves, as a flat dict of method, what varies, seed, seconds and test metrics"
-        return dict(method=self.method, **self.varied, seed=self.seed, seconds=self.seconds, **self.metrics)
+        return dict(
+            method=self.method, **self.varied, seed=self.seed, seconds=self.seconds, **self.metrics
+        )
 
 # %% ../nbs/api/experiment.ipynb #ff106a36
 def _train_end_to_end(method, data, settings, cbs):
     "Encoder and head together, by a classifier loss: (encoder, learner, head)"
-    dls, name, counts = data.dls(settings.batch_size, settings.sampler_alpha), END_TO_END[method], data.counts("train")
+    dls, name, counts = (
+        data.dls(settings.batch_size, settings.sampler_alpha),
+        END_TO_END[method],
+        data.counts("train"),
+    )
     encoder = make_encoder(settings, data.images.shape[1])
     head = head_for_loss(name, encoder_width(encoder, dls.valid.one_batch()[0]), len(data.classes))
     late = [DeferredReweighting(counts)] if name == "ldam" else []
-    common = [RandomViews(_views(settings)), AcrossRanks(DistributedMean), StopNonFinite(), TrimMemory(),
-              *precision_callbacks(settings.precision)]
+    common = [
+        RandomViews(_views(settings)),
+        AcrossRanks(DistributedMean),
+        StopNonFinite(),
+        TrimMemory(),
+        *precision_callbacks(settings.precision),
+    ]
     loss, model = classifier_loss_function(name, counts), nn.Sequential(encoder, head)
-    learn = _Learner(dls, model, loss_func=loss, opt_func=make_optimizer(settings), metrics=UnweightedAccuracy(),
-                     cbs=[*common, *late, *cbs])
-    with across_ranks(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(settings.epochs, settings.lr, **_momentum(settings))
+    learn = _Learner(
+        dls,
+        model,
+        loss_func=loss,
+        opt_func=make_optimizer(settings),
+        metrics=UnweightedAccuracy(),
+        cbs=[*common, *late, *cbs],
+    )
+    with across_ranks(learn), learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(settings.epochs, settings.lr, **_momentum(settings))
     return encoder, learn, head
 
 # %% ../nbs/api/experiment.ipynb #2c7e82dc
 def _train_contrastive(method, data, settings, cbs):
     "Stage 1 of a contrastive method: (encoder, learner of stage 1)"
     loss = contrastive_loss(method, settings, len(data.classes))
-    if method == "BCL": cbs = [LearnPrototypes(), *cbs]
+    if method == "BCL":
+        cbs = [LearnPrototypes(), *cbs]
     learn = _two_stages(data, settings, make_encoder(settings, data.images.shape[1]), loss, cbs)
     stage_1 = learn.contrastive
     with across_ranks(stage_1), stage_1.no_bar(), stage_1.no_logging():
         learn.fit_contrastive(settings.epochs, settings.lr, **_momentum(settings))
     return learn.encoder, stage_1
 
+
 def _two_stages(data, settings, encoder, loss, cbs=()):
     "The two-stage learner of the settings"
-    return TwoStageLearner(data.dls(settings.batch_size, settings.sampler_alpha), encoder, loss, make_views=_views(settings),
-                           opt_func=make_optimizer(settings), precision=settings.precision, cbs=cbs)
+    return TwoStageLearner(
+        data.dls(settings.batch_size, settings.sampler_alpha),
+        encoder,
+        loss,
+        make_views=_views(settings),
+        opt_func=make_optimizer(settings),
+        precision=settings.precision,
+        cbs=cbs,
+    )
 
 # %% ../nbs/api/experiment.ipynb #0c3d7c30
 HEADS = (*_classifier_losses, "retrained", "tau_normalized")
+
 
 def _train_head(name, data, settings, encoder):
     "A classification head on the frozen encoder's features"
@@ -267,16 +375,26 @@ def _train_head(name, data, settings, encoder):
     learn.classifier_loss = name if name in _classifier_losses else "cross_entropy"
     set_seed(settings.seeds[0], reproducible=True)
     head = learn.new_classifier()
-    if name == "retrained": head.dls.loaders[0] = balanced_loader(*head.dls.train.dataset.tensors, settings.batch_size)
-    with head.no_bar(), head.no_logging(): learn.fit_classifier(settings.classifier_epochs, settings.classifier_lr, **_momentum(settings))
-    return _best_tau(head.model, *head.dls.valid.dataset.tensors) if name == "tau_normalized" else head.model
+    if name == "retrained":
+        head.dls.loaders[0] = balanced_loader(*head.dls.train.dataset.tensors, settings.batch_size)
+    with head.no_bar(), head.no_logging():
+        learn.fit_classifier(
+            settings.classifier_epochs, settings.classifier_lr, **_momentum(settings)
+        )
+    return (
+        _best_tau(head.model, *head.dls.valid.dataset.tensors)
+        if name == "tau_normalized"
+        else head.model
+    )
 
 # %% ../nbs/api/experiment.ipynb #0aebe064
 @torch.no_grad()
 def _best_tau(head, features, labels):
     "The tau-normalised head, tau in 0, 0.1, ..., 2, of the highest unweighted accuracy on these features"
-    heads = [tau_normalized(head, tau/10) for tau in range(21)]
-    return max(heads, key=lambda head: unweighted_accuracy(head(features).argmax(1).cpu(), labels.cpu()))
+    heads = [tau_normalized(head, tau / 10) for tau in range(21)]
+    return max(
+        heads, key=lambda head: unweighted_accuracy(head(features).argmax(1).cpu(), labels.cpu())
+    )
 
 # %% ../nbs/api/experiment.ipynb #cab7e80e
 def run_method(
@@ -290,43 +408,91 @@ def run_method(
     settings = replace(settings, methods=(method,), seeds=(seed,))
     set_seed(seed, reproducible=True)
     start = time.perf_counter()
-    encoder, learn, *own = (_train_end_to_end if method in END_TO_END else _train_contrastive)(method, data, settings, list(cbs))
-    parts = {split: [o.cpu() for o in encode_all(encoder, data.loader(split))] for split in ("test", "valid")}
+    encoder, learn, *own = (_train_end_to_end if method in END_TO_END else _train_contrastive)(
+        method, data, settings, list(cbs)
+    )
+    parts = {
+        split: [o.cpu() for o in encode_all(encoder, data.loader(split))]
+        for split in ("test", "valid")
+    }
     stage_1, runs = time.perf_counter() - start, []
     for name in settings.heads:
         start = time.perf_counter()
-        head = own[0] if own and name == "cross_entropy" else _train_head(name, data, settings, encoder)
+        head = (
+            own[0]
+            if own and name == "cross_entropy"
+            else _train_head(name, data, settings, encoder)
+        )
         seconds = stage_1 + time.perf_counter() - start
-        runs.append(_judge(head, parts, data, learn, dict(method=method, seed=seed, seconds=seconds)))
-        if len(settings.heads) > 1: runs[-1].varied = dict(loss=method, head=name)
+        runs.append(
+            _judge(head, parts, data, learn, dict(method=method, seed=seed, seconds=seconds))
+        )
+        if len(settings.heads) > 1:
+            runs[-1].varied = dict(loss=method, head=name)
     return runs
 
 # %% ../nbs/api/experiment.ipynb #b768e8e5
 def _judge(head, parts, data, learn, common):
     "The Run of one head: metrics, curves, and some features"
     (x, y), (valid_x, valid_y) = parts["test"], parts["valid"]
-    with torch.no_grad(): p, valid_p = (head.cpu().eval()(features).softmax(1) for features in (x, valid_x))
-    score = partial(evaluate_predictions, classes=data.classes, train_proportions=data.proportions("train"))
-    train_loss, _, valid_score = (list(column) for column in zip(*learn.recorder.values, strict=True))
-    some = torch.arange(0, len(y), max(1, len(y)//400))
+    with torch.no_grad():
+        p, valid_p = (head.cpu().eval()(features).softmax(1) for features in (x, valid_x))
+    score = partial(
+        evaluate_predictions, classes=data.classes, train_proportions=data.proportions("train")
+    )
+    train_loss, _, valid_score = (
+        list(column) for column in zip(*learn.recorder.values, strict=True)
+    )
+    some = torch.arange(0, len(y), max(1, len(y) // 400))
     confusion = confusion_matrix(y, p.argmax(1), labels=range(len(data.classes))).tolist()
     curves = dict(train_loss=train_loss, valid_score=valid_score)
-    return Run(metrics=score(p, y), valid_metrics=score(valid_p, valid_y), confusion=confusion, **curves,
-               features=x[some], feature_labels=y[some], **common)
+    return Run(
+        metrics=score(p, y),
+        valid_metrics=score(valid_p, valid_y),
+        confusion=confusion,
+        **curves,
+        features=x[some],
+        feature_labels=y[some],
+        **common,
+    )
 
 # %% ../nbs/api/experiment.ipynb #1f219576
-VARIED = ("eta", "gamma", "temperature", "averaging", "sampler_alpha", "proportions", "encoder", "optimizer", "lr")  # what a grid may vary
+VARIED = (
+    "eta",
+    "gamma",
+    "temperature",
+    "averaging",
+    "sampler_alpha",
+    "proportions",
+    "encoder",
+    "optimizer",
+    "lr",
+)  # what a grid may vary
 
 # %% ../nbs/api/experiment.ipynb #bb6f50a7
 def _job(method, seed, settings):
     "The settings of one run, in a form that is the same for the same training"
     fields = _LOSS_FIELDS[method]
     if method in ("CL", "FCL", "ACL", "AFCL"):
-        eta, gamma = ("eta" in fields and settings.eta != 0), ("gamma" in fields and settings.gamma != 0)
-        method = {(False, False): "CL", (False, True): "FCL", (True, False): "ACL", (True, True): "AFCL"}[eta, gamma]
-    unused = {name: getattr(Settings, name) for name in _LOSS_FIELDS["AFCL"] if name not in _LOSS_FIELDS[method]}
+        eta, gamma = (
+            ("eta" in fields and settings.eta != 0),
+            ("gamma" in fields and settings.gamma != 0),
+        )
+        method = {
+            (False, False): "CL",
+            (False, True): "FCL",
+            (True, False): "ACL",
+            (True, True): "AFCL",
+        }[eta, gamma]
+    unused = {
+        name: getattr(Settings, name)
+        for name in _LOSS_FIELDS["AFCL"]
+        if name not in _LOSS_FIELDS[method]
+    }
     if method in END_TO_END and settings.heads == ("cross_entropy",):
-        unused |= dict(classifier_epochs=Settings.classifier_epochs, classifier_lr=Settings.classifier_lr)
+        unused |= dict(
+            classifier_epochs=Settings.classifier_epochs, classifier_lr=Settings.classifier_lr
+        )
     return replace(settings, methods=(method,), seeds=(seed,), **unused)
 
 # %% ../nbs/api/experiment.ipynb #c591e563
@@ -337,31 +503,52 @@ def expand(
     "The jobs of a grid, seed by seed. Raises ValueError for a setting that cannot vary and for values that are not there or repeat."
     grid = grid or {}
     for name, values in grid.items():
-        if name not in VARIED: raise ValueError(f"grid must vary some of {', '.join(VARIED)}, got {name!r}")
+        if name not in VARIED:
+            raise ValueError(f"grid must vary some of {', '.join(VARIED)}, got {name!r}")
         if not values or len(set(values)) < len(values):
             raise ValueError(f"grid values of {name} must be at least one, each once, got {values}")
     for method in settings.methods:
-        if method not in _LOSS_FIELDS: contrastive_loss(method, settings)  # says what is allowed
-    combinations = [replace(settings, **dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
-    jobs = (_job(method, seed, varied) for seed in settings.seeds for varied in combinations for method in settings.methods)
+        if method not in _LOSS_FIELDS:
+            contrastive_loss(method, settings)  # says what is allowed
+    combinations = [
+        replace(settings, **dict(zip(grid, values, strict=True)))
+        for values in product(*grid.values())
+    ]
+    jobs = (
+        _job(method, seed, varied)
+        for seed in settings.seeds
+        for varied in combinations
+        for method in settings.methods
+    )
     return list(dict.fromkeys(jobs))
 
 # %% ../nbs/api/experiment.ipynb #abea752e
 def _named(run, job, grid):
     "The run, called by its method, what varies for it in the grid, and its head where there are several"
-    method, fields = job.methods[0], set(VARIED) - set(_LOSS_FIELDS["AFCL"]) | set(_LOSS_FIELDS[job.methods[0]])
-    none = {"eta": 0., "gamma": 0.} if method in ("CL", "FCL", "ACL") else {}
-    def value(name): return getattr(job, name) if name in fields else none.get(name)
+    method, fields = (
+        job.methods[0],
+        set(VARIED) - set(_LOSS_FIELDS["AFCL"]) | set(_LOSS_FIELDS[job.methods[0]]),
+    )
+    none = {"eta": 0.0, "gamma": 0.0} if method in ("CL", "FCL", "ACL") else {}
+
+    def value(name):
+        return getattr(job, name) if name in fields else none.get(name)
+
     varied = {name: value(name) for name in grid if len(grid[name]) > 1}
     shown = [f"{name}={_short(value)}" for name, value in varied.items() if name in fields]
     heads = [run.varied["head"]] if "head" in run.varied else []
     run.method = " ".join([method, *shown, *heads])
-    if varied or heads: run.varied = {"loss": method} | run.varied | {name: _short(value) for name, value in varied.items()}
+    if varied or heads:
+        run.varied = (
+            {"loss": method} | run.varied | {name: _short(value) for name, value in varied.items()}
+        )
     return run
+
 
 def _short(value):
     "A setting as a table shows it: 90:10 for proportions"
-    if isinstance(value, tuple): return ":".join(f"{100 * p:g}" for p in value)
+    if isinstance(value, tuple):
+        return ":".join(f"{100 * p:g}" for p in value)
     return f"{value:g}" if isinstance(value, float) else value
 
 # %% ../nbs/api/experiment.ipynb #e95c6d51
@@ -370,14 +557,18 @@ def job_key(
     data,  # ImageData that it is trained on
 ) -> str:  # 24 hexadecimal digits
     "Name of the record of a job"
-    described = asdict(job) | dict(source=None, reading=None, data=data.fingerprint(), version=__version__)
+    described = asdict(job) | dict(
+        source=None, reading=None, data=data.fingerprint(), version=__version__
+    )
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:24]
 
 # %% ../nbs/api/experiment.ipynb #ca577939
 def plain_json(value):
     "Value with NaN and infinities replaced by None, for standard JSON"
-    if isinstance(value, dict): return {k: plain_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple): return [plain_json(v) for v in value]
+    if isinstance(value, dict):
+        return {k: plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 # %% ../nbs/api/experiment.ipynb #33f76a36
@@ -385,10 +576,19 @@ def as_dict(run):
     "A Run without its features"
     return {k: v for k, v in vars(run).items() if k not in ("features", "feature_labels")}
 
+
 def _write_record(path, job, data, runs):
     counts = {split: data.counts(split).tolist() for split in data.splits}
-    content = dict(settings=asdict(job), data=data.fingerprint(), classes=list(data.classes), counts=counts, versions=versions(),
-                   device=str(default_device()), threads=torch.get_num_threads(), runs=[as_dict(run) for run in runs])
+    content = dict(
+        settings=asdict(job),
+        data=data.fingerprint(),
+        classes=list(data.classes),
+        counts=counts,
+        versions=versions(),
+        device=str(default_device()),
+        threads=torch.get_num_threads(),
+        runs=[as_dict(run) for run in runs],
+    )
     write_atomic(path, json.dumps(plain_json(content), indent=1, allow_nan=False))
 
 # %% ../nbs/api/experiment.ipynb #d9e7c3e5
@@ -400,7 +600,8 @@ def read_record(
         content = json.loads(_content(Path(path), 2**28))
         runs = [Run(**run) for run in content["runs"]]
         for run in runs:
-            for metrics in (run.metrics, run.valid_metrics): metrics.update({k: math.nan for k, v in metrics.items() if v is None})
+            for metrics in (run.metrics, run.valid_metrics):
+                metrics.update({k: math.nan for k, v in metrics.items() if v is None})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a record of a run ({error}); remove it") from error
     return content, runs
@@ -410,40 +611,59 @@ def check_settings(settings, grid=None):
     "The jobs of settings and grid; raises ValueError for those that no run could use"
     for name in ("methods", "seeds", "heads"):
         values = getattr(settings, name)
-        if not values or len(set(values)) < len(values): raise ValueError(f"{name} must be at least one, each once, got {values}")
-    for name, low, high in [("epochs", 1, 10**6), ("classifier_epochs", 1, 10**6), ("batch_size", 2, 10**9)]:
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be at least one, each once, got {values}")
+    for name, low, high in [
+        ("epochs", 1, 10**6),
+        ("classifier_epochs", 1, 10**6),
+        ("batch_size", 2, 10**9),
+    ]:
         value = getattr(settings, name)
-        if not low <= value <= high: raise ValueError(f"{name} must be at least {low} and at most {high}, got {value}")
-    if not all(0 <= seed < 2**32 for seed in settings.seeds): raise ValueError(f"seeds must lie in 0..2**32-1, got {settings.seeds}")
-    if not 0 < settings.classifier_lr < float("inf"): raise ValueError(f"classifier_lr must be > 0, got {settings.classifier_lr}")
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be at least {low} and at most {high}, got {value}")
+    if not all(0 <= seed < 2**32 for seed in settings.seeds):
+        raise ValueError(f"seeds must lie in 0..2**32-1, got {settings.seeds}")
+    if not 0 < settings.classifier_lr < float("inf"):
+        raise ValueError(f"classifier_lr must be > 0, got {settings.classifier_lr}")
     for head in settings.heads:
-        if head not in HEADS: raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {head!r}")
+        if head not in HEADS:
+            raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {head!r}")
     _check_data(settings)
     precision_callbacks(settings.precision)
     jobs = expand(settings, grid)
-    for job in {replace(job, seeds=(0,)): job for job in jobs}: _check_job(job)
+    for job in {replace(job, seeds=(0,)): job for job in jobs}:
+        _check_job(job)
     return jobs
 
 # %% ../nbs/api/experiment.ipynb #ef33cd76
 def _check_job(job):
     "Raise ValueError for what a grid may vary"
-    if job.methods[0] not in END_TO_END: contrastive_loss(job.methods[0], job)
+    if job.methods[0] not in END_TO_END:
+        contrastive_loss(job.methods[0], job)
     make_optimizer(job)
-    if job.weights and job.encoder == "small": raise ValueError("weights are for resnet18 and resnet50, not the small encoder")
-    if not 0 < job.lr < float("inf"): raise ValueError(f"lr must be > 0, got {job.lr}")
+    if job.weights and job.encoder == "small":
+        raise ValueError("weights are for resnet18 and resnet50, not the small encoder")
+    if not 0 < job.lr < float("inf"):
+        raise ValueError(f"lr must be > 0, got {job.lr}")
     make_encoder(replace(job, weights=None), 1)
 
 # %% ../nbs/api/experiment.ipynb #864e900f
 class _AfterEpoch(Callback):
     "Calls a function with each validation score"
-    def __init__(self, tell): self.tell = tell
-    def after_epoch(self): self.tell(self.epoch + 1, self.recorder.values[-1][-1])
+
+    def __init__(self, tell):
+        self.tell = tell
+
+    def after_epoch(self):
+        self.tell(self.epoch + 1, self.recorder.values[-1][-1])
+
     order = 60  # after the recorder
 
 # %% ../nbs/api/experiment.ipynb #28f27eb3
 def compare(
     settings,  # Settings
-    on_epoch: Callable | None = None,  # called with method, seed, epoch (from 1) and validation score after each epoch of stage 1
+    on_epoch: Callable
+    | None = None,  # called with method, seed, epoch (from 1) and validation score after each epoch of stage 1
     grid: dict | None = None,  # settings with several values each, of VARIED
     folder=None,  # of the records; None: keep none
 ):  # iterator of (ImageData, Run), seed by seed
@@ -453,30 +673,52 @@ def compare(
         later = []
         for job in jobs:
             data = load(job)
-            runs = _do(job, data, on_epoch, None if folder is None else Path(folder)/f"{job_key(job, data)}.json")
-            if runs is None: later.append(job)
-            else: yield from ((data, _named(run, job, grid or {})) for run in runs)
-        if len(later) == len(jobs): time.sleep(1)
+            runs = _do(
+                job,
+                data,
+                on_epoch,
+                None if folder is None else Path(folder) / f"{job_key(job, data)}.json",
+            )
+            if runs is None:
+                later.append(job)
+            else:
+                yield from ((data, _named(run, job, grid or {})) for run in runs)
+        if len(later) == len(jobs):
+            time.sleep(1)
         jobs = later
 
 # %% ../nbs/api/experiment.ipynb #31abe6e8
 def _do(job, data, on_epoch, path):
     "The runs of a job, from its record or by training; None where another process is at it"
-    if path is None: return _train(job, data, on_epoch)
-    if _everywhere(path.exists()): return read_record(path)[1]
+    if path is None:
+        return _train(job, data, on_epoch)
+    if _everywhere(path.exists()):
+        return read_record(path)[1]
     try:
-        with nullcontext() if num_distrib() > 1 else FileLock(path.with_suffix(".lock")).acquire(timeout=0):
-            if path.exists() and num_distrib() < 2: return read_record(path)[1]
+        with (
+            nullcontext()
+            if num_distrib() > 1
+            else FileLock(path.with_suffix(".lock")).acquire(timeout=0)
+        ):
+            if path.exists() and num_distrib() < 2:
+                return read_record(path)[1]
             try:
                 runs = _train(job, data, on_epoch)
-                if not rank_distrib(): _write_record(path, job, data, runs)
-            finally: path.with_suffix(".lock").unlink(missing_ok=True)  # whoever waits for it finds the record
+                if not rank_distrib():
+                    _write_record(path, job, data, runs)
+            finally:
+                path.with_suffix(".lock").unlink(
+                    missing_ok=True
+                )  # whoever waits for it finds the record
             return runs
-    except Timeout: return None
+    except Timeout:
+        return None
+
 
 def _everywhere(found):
     "What the first process found, on all that work together"
-    if num_distrib() < 2: return found
+    if num_distrib() < 2:
+        return found
     said = [found]
     torch.distributed.broadcast_object_list(said, 0)
     return said[0]
@@ -486,18 +728,25 @@ def _train(job, data, on_epoch):
     "Train a job; an error names it"
     method, seed = job.methods[0], job.seeds[0]
     tell = [_AfterEpoch(partial(on_epoch, method, seed))] if on_epoch else []
-    try: return run_method(method, seed, data, job, tell)
+    try:
+        return run_method(method, seed, data, job, tell)
     except (ValueError, RuntimeError) as e:
         kind = ValueError if isinstance(e, UnicodeError) else type(e)  # which is not made of a text
         raise kind(f"{method} with seed {seed}: {e}") from e
 
+
 class _Loader:
     "The data of a job, kept until another job asks for other data"
-    def __init__(self): self.key = self.data = None
+
+    def __init__(self):
+        self.key = self.data = None
+
     def __call__(self, job):
         key = [getattr(job, name) for name in ("seeds", *_DATA_FIELDS)]
-        if key != self.key: self.key, self.data = key, load_data(job, job.seeds[0])
+        if key != self.key:
+            self.key, self.data = key, load_data(job, job.seeds[0])
         return self.data
+
 
 _DATA_FIELDS = tuple(DataSettings.__dataclass_fields__)
 
@@ -511,9 +760,17 @@ def batch_seconds(
     x, y = data.dls(job.batch_size, job.sampler_alpha).train.one_batch()
     width = encoder_width(encoder, x)
     method = job.methods[0]
-    ends = head_for_loss(END_TO_END[method], width, len(data.classes)) if method in END_TO_END else projection_head(width)
+    ends = (
+        head_for_loss(END_TO_END[method], width, len(data.classes))
+        if method in END_TO_END
+        else projection_head(width)
+    )
     model = nn.Sequential(encoder, ends).to(x.device).train()
-    loss = F.cross_entropy if method in END_TO_END else contrastive_loss(method, job, len(data.classes)).to(x.device)
+    loss = (
+        F.cross_entropy
+        if method in END_TO_END
+        else contrastive_loss(method, job, len(data.classes)).to(x.device)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(3):
         start = time.perf_counter()
@@ -521,7 +778,8 @@ def batch_seconds(
         loss(model(views.flatten(0, 1)), y.repeat_interleave(views.shape[1])).backward()
         optimizer.step()
         optimizer.zero_grad()
-        if x.device.type == "cuda": torch.cuda.synchronize()
+        if x.device.type == "cuda":
+            torch.cuda.synchronize()
     return time.perf_counter() - start
 
 # %% ../nbs/api/experiment.ipynb #85b8e1e5
@@ -534,9 +792,16 @@ def plan(
     kinds, load, grid = {}, _Loader(), grid or {}
     for job in check_settings(resolved(settings), grid):
         data = load(job)
-        kind = _named(Run(job.methods[0], 0, {}, {}, [], [], [], 0.), job, grid).method
-        if kind not in kinds: kinds[kind] = dict(method=kind, jobs=0, done=0, seconds=0., batch=batch_seconds(job, data))
+        kind = _named(Run(job.methods[0], 0, {}, {}, [], [], [], 0.0), job, grid).method
+        if kind not in kinds:
+            kinds[kind] = dict(
+                method=kind, jobs=0, done=0, seconds=0.0, batch=batch_seconds(job, data)
+            )
         kinds[kind]["jobs"] += 1
-        if folder is not None and (Path(folder)/f"{job_key(job, data)}.json").exists(): kinds[kind]["done"] += 1
-        else: kinds[kind]["seconds"] += kinds[kind]["batch"] * job.epochs * (len(data.splits["train"]) // job.batch_size)
+        if folder is not None and (Path(folder) / f"{job_key(job, data)}.json").exists():
+            kinds[kind]["done"] += 1
+        else:
+            kinds[kind]["seconds"] += (
+                kinds[kind]["batch"] * job.epochs * (len(data.splits["train"]) // job.batch_size)
+            )
     return [{k: v for k, v in kind.items() if k != "batch"} for kind in kinds.values()]

@@ -18,12 +18,15 @@ import torch.nn.functional as F
 # %% ../nbs/api/fused.ipynb #f8f86d83
 def _row_max(x):
     "Largest entry of each row of `x` (b, m) and its column, each (b, 1)"
-    step = x.shape[1]//64
-    if x.device.type != "cpu" or step < 8: return x.max(1, keepdim=True)
-    windows = x.as_strided((len(x), 64, x.shape[1] - 63*step), (x.stride(0), step, 1))
+    step = x.shape[1] // 64
+    if x.device.type != "cpu" or step < 8:
+        return x.max(1, keepdim=True)
+    windows = x.as_strided((len(x), 64, x.shape[1] - 63 * step), (x.stride(0), step, 1))
     offset = windows.amax(1).argmax(1, keepdim=True)
-    highest, window = windows.gather(2, offset[:, None].expand(-1, 64, 1)).squeeze(2).max(1, keepdim=True)
-    return highest, step*window + offset
+    highest, window = (
+        windows.gather(2, offset[:, None].expand(-1, 64, 1)).squeeze(2).max(1, keepdim=True)
+    )
+    return highest, step * window + offset
 
 # %% ../nbs/api/fused.ipynb #c1034a46
 def _attention(scores, exps, own):
@@ -44,14 +47,16 @@ def _attention(scores, exps, own):
 def _pull(log_p, exps, minus_factor, gamma, weights, p, q):
     "Turns `log_p` (b, k) of positives into their coefficients; gives the sum of (1 - p)^gamma log p, (b, 1). `p` and `q` are work space."
     if gamma == 0:
-        value = (log_p if weights is None else log_p*weights).sum(1, keepdim=True)
+        value = (log_p if weights is None else log_p * weights).sum(1, keepdim=True)
         log_p.fill_(1) if weights is None else log_p.copy_(weights)
         return value
     torch.add(torch.mul(exps, minus_factor, out=p), 1, out=q)  # p holds minus p
     coefficient = torch.addcmul(q, p, log_p, value=gamma, out=p)
     log_p.mul_(q)
-    if gamma != 2: q.log_().mul_(gamma - 1).exp_()
-    if weights is not None: q.mul_(weights)
+    if gamma != 2:
+        q.log_().mul_(gamma - 1).exp_()
+    if weights is not None:
+        q.mul_(weights)
     value = log_p.mul_(q).sum(1, keepdim=True)
     torch.mul(coefficient, q, out=log_p)
     return value
@@ -61,10 +66,12 @@ def _push(out, exps, minus_factor, ratio, weights, p, q):
     "Fills `out` (b, k) with the coefficients of negatives; gives the sum of log(1 - p), (b, 1). `p` and `q` are work space."
     torch.mul(exps, minus_factor, out=p)  # minus p
     torch.log1p(p, out=q)
-    if weights is not None: q.mul_(weights)
+    if weights is not None:
+        q.mul_(weights)
     value = q.sum(1, keepdim=True)
     torch.div(p, torch.add(p, 1, out=q), out=out)
-    if weights is not None: out.mul_(weights)
+    if weights is not None:
+        out.mul_(weights)
     out.mul_(ratio)
     return value
 
@@ -72,12 +79,13 @@ def _push(out, exps, minus_factor, ratio, weights, p, q):
 def _top_pair(logit, weight, ratio, gamma):
     "Value and slope over the logit of a pair that is a positive to the degree `weight`, each divided by -a, and its p; all (b, 1)"
     log_p, log_q = F.logsigmoid(logit), F.logsigmoid(-logit)
-    p, focus, ratio = log_p.exp(), weight*(gamma*log_q).exp(), (1 - weight)*ratio
-    return focus*log_p + ratio*log_q, focus*(log_q.exp() - gamma*p*log_p) - ratio*p, p
+    p, focus, ratio = log_p.exp(), weight * (gamma * log_q).exp(), (1 - weight) * ratio
+    return focus * log_p + ratio * log_q, focus * (log_q.exp() - gamma * p * log_p) - ratio * p, p
 
 # %% ../nbs/api/fused.ipynb #2a00254b
 class _Block(NamedTuple):
     "Some anchors, b of them, and what they are compared with"
+
     rows: slice  # which of the anchors
     own: torch.Tensor  # (b, 1) column of each
     span: slice  # columns outside are negatives
@@ -90,9 +98,10 @@ class _Block(NamedTuple):
 # %% ../nbs/api/fused.ipynb #b5231eb0
 def _factors(positives, negatives, eta, averaging, anchors, dtype):
     "a and eta*b, each (b, 1), for anchors with so many positives and negatives (b, 1)"
-    if averaging == "batch": positives = negatives = torch.full_like(positives, anchors)
-    a, b = (1/k.to(dtype).masked_fill(k == 0, 1).clamp(min=1e-30) for k in (positives, negatives))
-    return a, eta*b
+    if averaging == "batch":
+        positives = negatives = torch.full_like(positives, anchors)
+    a, b = (1 / k.to(dtype).masked_fill(k == 0, 1).clamp(min=1e-30) for k in (positives, negatives))
+    return a, eta * b
 
 # %% ../nbs/api/fused.ipynb #b90d0caf
 def _class_blocks(classes, positions, size, factors):
@@ -106,8 +115,20 @@ def _class_blocks(classes, positions, size, factors):
         span = slice(starts[i], stops[rows.stop - 1])
         one_class = starts[rows.stop - 1] == starts[i]
         weights = None if one_class else (own[rows] == classes[span]).to(a.dtype)
-        def weight_of(columns, rows=rows): return (classes[columns] == own[rows]).to(a.dtype)
-        yield _Block(rows, positions[rows], span, weights, None if one_class else 1 - weights, a[rows], eta_b[rows], weight_of)
+
+        def weight_of(columns, rows=rows):
+            return (classes[columns] == own[rows]).to(a.dtype)
+
+        yield _Block(
+            rows,
+            positions[rows],
+            span,
+            weights,
+            None if one_class else 1 - weights,
+            a[rows],
+            eta_b[rows],
+            weight_of,
+        )
 
 # %% ../nbs/api/fused.ipynb #4190fd1c
 def _weight_blocks(weights, positions, size, factors):
@@ -118,90 +139,127 @@ def _weight_blocks(weights, positions, size, factors):
         pull = weights(own[:, 0]).scatter_(1, own, 0)
         push = (1 - pull).scatter_(1, own, 0)
         a, eta_b = factors(pull.sum(1, keepdim=True), push.sum(1, keepdim=True))
-        yield _Block(rows, own, slice(0, pull.shape[1]), pull, push, a, eta_b, partial(pull.gather, 1))
+        yield _Block(
+            rows, own, slice(0, pull.shape[1]), pull, push, a, eta_b, partial(pull.gather, 1)
+        )
 
 # %% ../nbs/api/fused.ipynb #8dd883f1
 def _coefficients(x, exps, work, minus_factor, block, gamma, ratio):
     "Turns log p in `x` (b, m) into w/(-a); gives the sums of positives and of negatives, (b, 1) each"
-    def at(columns): return (t[:, columns] for t in (x, exps, *work))
+
+    def at(columns):
+        return (t[:, columns] for t in (x, exps, *work))
+
     log_p, e, p, q = at(block.span)
     pushed, push = torch.zeros_like(block.a), None
     if ratio is not None and block.others is not None:
         push = torch.empty_like(log_p)
         pushed += _push(push, e, minus_factor, ratio, block.others, p, q)
     pulled = _pull(log_p, e, minus_factor, gamma, block.weights, p, q)
-    if push is not None: log_p.add_(push)
+    if push is not None:
+        log_p.add_(push)
     for outside in (slice(0, block.span.start), slice(block.span.stop, x.shape[1])):
-        if outside.start == outside.stop: continue
+        if outside.start == outside.stop:
+            continue
         out, e, p, q = at(outside)
-        if ratio is None: out.zero_()
-        else: pushed += _push(out, e, minus_factor, ratio, None, p, q)
+        if ratio is None:
+            out.zero_()
+        else:
+            pushed += _push(out, e, minus_factor, ratio, None, p, q)
     return pulled, pushed
 
 # %% ../nbs/api/fused.ipynb #96d727c4
 def _block_gradient(x, exps, work, block, gamma, eta):
     "Turns scores in `x` (b, m) into their gradient divided by -a; gives the losses (b,)"
     top, logit, rest, minus_factor = _attention(x, exps, block.own)
-    ratio = block.eta_b/block.a
-    pulled, pushed = _coefficients(x, exps, work, minus_factor, block, gamma, ratio if eta else None)
+    ratio = block.eta_b / block.a
+    pulled, pushed = _coefficients(
+        x, exps, work, minus_factor, block, gamma, ratio if eta else None
+    )
     value, slope, p = _top_pair(logit, block.weight_of(top), ratio, gamma)
     total = x.scatter_(1, block.own, 0).scatter_(1, top, 0).sum(1, keepdim=True)
-    x.addcmul_(exps, minus_factor*total - slope/rest).scatter_(1, top, slope - p*total)
-    return (-block.a*(pulled + value) - block.eta_b*pushed)[:, 0]
+    x.addcmul_(exps, minus_factor * total - slope / rest).scatter_(1, top, slope - p * total)
+    return (-block.a * (pulled + value) - block.eta_b * pushed)[:, 0]
 
 # %% ../nbs/api/fused.ipynb #16fd3450
 def _block_rows(columns):
     "Rows of a block for columns (m, d)"
-    if columns.device.type != "cpu": return max(64, 2**24//len(columns))
-    return min(256, max(64, 2**19//len(columns)))
+    if columns.device.type != "cpu":
+        return max(64, 2**24 // len(columns))
+    return min(256, max(64, 2**19 // len(columns)))
 
 # %% ../nbs/api/fused.ipynb #7e250308
 def _walk(columns, upstream, pairs, anchors, temperature, gamma, eta, averaging, block_rows):
     "Losses (anchors,) and, with `upstream` (anchors,), the gradient (m, d) of their sum times upstream"
-    order = torch.arange(len(columns), device=columns.device) if callable(pairs) else pairs.argsort(stable=True)
+    order = (
+        torch.arange(len(columns), device=columns.device)
+        if callable(pairs)
+        else pairs.argsort(stable=True)
+    )
     sorted_columns, positions = columns[order], (order < anchors).nonzero()
     losses = columns.new_empty(anchors)
     gradient = None if upstream is None else torch.zeros_like(columns)
     size = min(anchors, block_rows or _block_rows(columns))
     work = columns.new_empty(4, size, len(columns))
     factors = partial(_factors, eta=eta, averaging=averaging, anchors=anchors, dtype=columns.dtype)
-    blocks = _weight_blocks(pairs, positions, size, factors) if callable(pairs) else _class_blocks(pairs[order], positions, size, factors)
+    blocks = (
+        _weight_blocks(pairs, positions, size, factors)
+        if callable(pairs)
+        else _class_blocks(pairs[order], positions, size, factors)
+    )
     for block in blocks:
         own, anchor = block.own[:, 0], order[block.own[:, 0]]
-        rows, (x, exps, *rest) = sorted_columns[own]/temperature, work[:, :len(own)]
+        rows, (x, exps, *rest) = sorted_columns[own] / temperature, work[:, : len(own)]
         torch.mm(rows, sorted_columns.T, out=x)
         losses[anchor] = _block_gradient(x, exps, rest, block, gamma, eta)
-        if gradient is None: continue
-        scale = -block.a*upstream[anchor, None]
-        gradient.addmm_(x.T, rows*scale)
-        gradient.index_add_(0, own, (x @ sorted_columns).mul_(scale/temperature))
-    return losses, None if gradient is None else torch.empty_like(gradient).index_copy_(0, order, gradient)
+        if gradient is None:
+            continue
+        scale = -block.a * upstream[anchor, None]
+        gradient.addmm_(x.T, rows * scale)
+        gradient.index_add_(0, own, (x @ sorted_columns).mul_(scale / temperature))
+    return losses, None if gradient is None else torch.empty_like(gradient).index_copy_(
+        0, order, gradient
+    )
 
 # %% ../nbs/api/fused.ipynb #4a29a69d
 class _FusedLoss(torch.autograd.Function):
     "Losses of the anchors, reduced; the gradient is formed together with a mean or a sum"
+
     @staticmethod
     def forward(ctx, columns, walk, plain, anchors, reduction):
         ctx.walk, ctx.plain, ctx.reduction = walk, plain, reduction
-        upstream = None if reduction == "none" else columns.new_full((anchors,), 1/anchors if reduction == "mean" else 1)
+        upstream = (
+            None
+            if reduction == "none"
+            else columns.new_full((anchors,), 1 / anchors if reduction == "mean" else 1)
+        )
         losses, gradient = walk(columns, upstream)
         ctx.save_for_backward(columns, gradient)
         return _reduce(losses, reduction)
+
     @staticmethod
     def backward(ctx, upstream):
         columns, gradient = ctx.saved_tensors
-        if torch.is_grad_enabled(): gradient = _differentiable_gradient(ctx, columns, upstream)
-        elif ctx.reduction == "none": gradient = ctx.walk(columns, upstream.contiguous())[1]
-        else: gradient = gradient*upstream
+        if torch.is_grad_enabled():
+            gradient = _differentiable_gradient(ctx, columns, upstream)
+        elif ctx.reduction == "none":
+            gradient = ctx.walk(columns, upstream.contiguous())[1]
+        else:
+            gradient = gradient * upstream
         return gradient, None, None, None, None
 
 # %% ../nbs/api/fused.ipynb #ba1fe250
-def _reduce(losses, reduction): return losses if reduction == "none" else getattr(losses, reduction)()
+def _reduce(losses, reduction):
+    return losses if reduction == "none" else getattr(losses, reduction)()
+
 
 def _differentiable_gradient(ctx, columns, upstream):
     "The gradient by autograd through the plain loss, which can be differentiated again"
-    warnings.warn("the fused loss is differentiable once: its gradient is now computed a second time by the plain loss, in memory for all "
-                  "pairs; use backend='plain' where you differentiate twice", stacklevel=2)
+    warnings.warn(
+        "the fused loss is differentiable once: its gradient is now computed a second time by the plain loss, in memory for all "
+        "pairs; use backend='plain' where you differentiate twice",
+        stacklevel=2,
+    )
     value = _reduce(ctx.plain(columns), ctx.reduction)
     return torch.autograd.grad(value, columns, upstream, create_graph=True)[0]
 
@@ -220,9 +278,15 @@ def fused_losses(
     block_rows=None,  # anchors of a block; None: as suits device and size
 ):  # scalar, or (anchors,) with reduction="none"
     "AFCL by blocks of anchors, its gradient formed with it; arguments are as `asymmetric_focal_contrastive_loss` has checked them"
-    if len(columns) <= 2: return _reduce(plain(columns), reduction)
+    if len(columns) <= 2:
+        return _reduce(plain(columns), reduction)
+
     def walk(x, upstream):
         with torch.autocast(x.device.type, enabled=False):
-            return _walk(x, upstream, pairs, anchors, temperature, gamma, eta, averaging, block_rows)
-    if torch.is_grad_enabled() and columns.requires_grad: return _FusedLoss.apply(columns, walk, plain, anchors, reduction)
+            return _walk(
+                x, upstream, pairs, anchors, temperature, gamma, eta, averaging, block_rows
+            )
+
+    if torch.is_grad_enabled() and columns.requires_grad:
+        return _FusedLoss.apply(columns, walk, plain, anchors, reduction)
     return _reduce(walk(columns, None)[0], reduction)

@@ -23,51 +23,92 @@ from .checkpoint import read_state, versions, write_state
 class NonFiniteError(RuntimeError):
     "A training whose outputs, loss or gradients are no finite numbers"
 
+
 class StopNonFinite(Callback):
     "Stops with NonFiniteError at a loss or gradient that is not finite, and keeps the batch for `replay_batch`"
+
     order = 9  # before mixed precision takes the step
-    def __init__(self,
+
+    def __init__(
+        self,
         folder=None,  # where the batch is kept; None: a new one, "nonfinite-TIME", in the working folder
-    ): self.folder = folder
-    def before_fit(self): self.run = not hasattr(self.learn, "lr_finder")  # which goes to rates that are too high, and stops by itself
+    ):
+        self.folder = folder
+
+    def before_fit(self):
+        self.run = not hasattr(
+            self.learn, "lr_finder"
+        )  # which goes to rates that are too high, and stops by itself
+
     def after_pred(self):
-        if self.training and isinstance(self.pred, torch.Tensor): self._check("model's output", self.pred)
+        if self.training and isinstance(self.pred, torch.Tensor):
+            self._check("model's output", self.pred)
+
     def after_loss(self):
-        if self.training: self._check("loss", self.loss)
+        if self.training:
+            self._check("loss", self.loss)
+
     def before_step(self):
-        if hasattr(self.learn, "scaler") and self.learn.scaler.is_enabled(): return
-        self._check("gradient", torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        if hasattr(self.learn, "scaler") and self.learn.scaler.is_enabled():
+            return
+        self._check(
+            "gradient",
+            torch.nn.utils.get_total_norm(
+                [p.grad for p in self.model.parameters() if p.grad is not None]
+            ),
+        )
+
     def _check(self, what, values):
-        if torch.isfinite(values).all(): return
+        if torch.isfinite(values).all():
+            return
         folder = Path(self.folder or _new_folder())
         text = f"the {what} is not finite in epoch {self.epoch + 1}, batch {self.iter + 1}"
-        raise NonFiniteError(f"{text}: {_keep(self.learn, folder, text)}. Look for values that are not finite in its images; else lower "
-                             "the learning rate, or raise the temperature")
+        raise NonFiniteError(
+            f"{text}: {_keep(self.learn, folder, text)}. Look for values that are not finite in its images; else lower "
+            "the learning rate, or raise the temperature"
+        )
 
 # %% ../nbs/api/guards.ipynb #348f12c2
 def _new_folder():
     "A name in the working folder that nothing has yet"
     name = time.strftime("nonfinite-%Y%m%d-%H%M%S")
-    return next(path for path in (Path(name + more) for more in ("", *(f"-{i}" for i in range(2, 10**6)))) if not path.exists())
+    return next(
+        path
+        for path in (Path(name + more) for more in ("", *(f"-{i}" for i in range(2, 10**6))))
+        if not path.exists()
+    )
 
 # %% ../nbs/api/guards.ipynb #59879505
 def _indices(learn):
     "Numbers of the batch's images in the training split, (n,); None where the loader does not tell"
     dl = learn.dl
-    if hasattr(dl, "last_indices"): return dl.last_indices
-    order = getattr(dl, "_DataLoader__idxs", None)  # fastai's: the numbers of the whole epoch, in their order
-    if not isinstance(order, list) or not dl.bs: return None
-    numbers = order[learn.iter*dl.bs:(learn.iter + 1)*dl.bs]
+    if hasattr(dl, "last_indices"):
+        return dl.last_indices
+    order = getattr(
+        dl, "_DataLoader__idxs", None
+    )  # fastai's: the numbers of the whole epoch, in their order
+    if not isinstance(order, list) or not dl.bs:
+        return None
+    numbers = order[learn.iter * dl.bs : (learn.iter + 1) * dl.bs]
     return torch.tensor(numbers) if all(isinstance(i, int) for i in numbers) else None
 
 # %% ../nbs/api/guards.ipynb #a56aec31
 def _keep(learn, folder, what):
     "Keep the current batch; the words that say where"
-    settings = dict(what=what, loss=str(learn.loss_func), classes=list(map(str, getattr(learn.dls, "vocab", []))), versions=versions(),
-                    rates=[hyper["lr"] for hyper in learn.opt.hypers])
+    settings = dict(
+        what=what,
+        loss=str(learn.loss_func),
+        classes=list(map(str, getattr(learn.dls, "vocab", []))),
+        versions=versions(),
+        rates=[hyper["lr"] for hyper in learn.opt.hypers],
+    )
     batch = dict(inputs=list(learn.xb), labels=list(learn.yb), indices=_indices(learn))
-    try: write_state(folder, "batch", dict(settings=settings, **batch, model=learn.model.state_dict()))
-    except (OSError, TypeError) as error: return f"the batch could not be kept in {folder} ({error})"
+    try:
+        write_state(
+            folder, "batch", dict(settings=settings, **batch, model=learn.model.state_dict())
+        )
+    except (OSError, TypeError) as error:
+        return f"the batch could not be kept in {folder} ({error})"
     return f"the batch is kept in {folder}"
 
 # %% ../nbs/api/guards.ipynb #bf8e8c69
@@ -77,7 +118,8 @@ def replay_batch(
 ):  # outputs of the model, to which `learn.loss_func(outputs, *kept["labels"])` can be applied; and what was kept, a dict
     "The forward pass that failed, once more, in float32. Raises ValueError where the folder holds no batch."
     kept = read_state(folder, "batch")
-    if kept is None: raise ValueError(f"folder {folder} holds no batch that was kept")
+    if kept is None:
+        raise ValueError(f"folder {folder} holds no batch that was kept")
     learn.model.load_state_dict(kept["model"])
     device = next(learn.model.parameters()).device
     kept |= {what: [t.to(device) for t in kept[what]] for what in ("inputs", "labels")}
@@ -94,25 +136,40 @@ def embedding_variance(
 # %% ../nbs/api/guards.ipynb #df12767e
 class WatchEmbeddings(Callback):
     "Warns, once each, of embeddings that are all the same, and of batches without two images of one class"
+
     least = 1e-4  # variance below which embeddings count as collapsed
-    def before_fit(self): self.run, self.positives, self.warned = not hasattr(self.learn, "lr_finder"), False, set()
+
+    def before_fit(self):
+        self.run, self.positives, self.warned = not hasattr(self.learn, "lr_finder"), False, set()
+
     def after_pred(self):
-        if self.training and not self.positives: self.positives = self.y.unique().numel() < len(self.y)
+        if self.training and not self.positives:
+            self.positives = self.y.unique().numel() < len(self.y)
+
     def after_train(self):
         variance = embedding_variance(self.pred)
         if not self.positives:
-            self._warn("no batch of this epoch held two images of one class, so that the loss had no positives: make two views of each "
-                       "image, use larger batches, or a sampler that puts two images of every class into each (alpha of `ImageData.dls`)")
+            self._warn(
+                "no batch of this epoch held two images of one class, so that the loss had no positives: make two views of each "
+                "image, use larger batches, or a sampler that puts two images of every class into each (alpha of `ImageData.dls`)"
+            )
         elif variance < self.least:
-            self._warn(f"the embeddings have collapsed: their variance in the last batch of epoch {self.epoch + 1} is {variance:.1e}; "
-                       "lower the learning rate, keep batch normalisation in the encoder, or use larger batches")
+            self._warn(
+                f"the embeddings have collapsed: their variance in the last batch of epoch {self.epoch + 1} is {variance:.1e}; "
+                "lower the learning rate, keep batch normalisation in the encoder, or use larger batches"
+            )
+
     def _warn(self, text):
-        if text[:20] not in self.warned: warnings.warn(text, stacklevel=2)
+        if text[:20] not in self.warned:
+            warnings.warn(text, stacklevel=2)
         self.warned.add(text[:20])
 
 # %% ../nbs/api/guards.ipynb #f041e14a
 class TrimMemory(Callback):
     "After each epoch, gives memory that is free back to the system, where the C library can"
+
     def after_epoch(self):
-        try: ctypes.CDLL(None).malloc_trim(0)
-        except (AttributeError, OSError, TypeError): self.run = False  # not glibc
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (AttributeError, OSError, TypeError):
+            self.run = False  # not glibc

@@ -39,98 +39,136 @@ from torch.utils.data import DataLoader, Dataset
 # %% ../nbs/api/image_files.ipynb #24358d6c
 class ImageFile(NamedTuple):
     "A file, or a member of a zip archive"
-    path: str # of the file, or of the archive
-    member: str | None = None # its name in the archive
-    def __str__(self): return self.path if self.member is None else f"{self.path}/{self.member}"
+
+    path: str  # of the file, or of the archive
+    member: str | None = None  # its name in the archive
+
+    def __str__(self):
+        return self.path if self.member is None else f"{self.path}/{self.member}"
+
 
 def inside(
-    root, # folder that must hold the file
-    name, # path relative to it
-)->ImageFile:
+    root,  # folder that must hold the file
+    name,  # path relative to it
+) -> ImageFile:
     "The file of that name below `root`. Raises ValueError, saying what is wrong, for a missing file and one that lies elsewhere."
     path = Path(root, name)
-    try: within, folder = path.resolve().is_relative_to(Path(root).resolve()), path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error: raise ValueError(f"is no path that can be followed ({error})") from error
-    if within and folder: raise ValueError("is a folder, not a file")
+    try:
+        within, folder = path.resolve().is_relative_to(Path(root).resolve()), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"is no path that can be followed ({error})") from error
+    if within and folder:
+        raise ValueError("is a folder, not a file")
     if not within:
         linked = path.is_symlink() and ".." not in path.parts
-        raise ValueError("is a link that leaves the folder" if linked else "leads out of the folder")
-    if not path.is_file(): raise ValueError("there is no such file")
+        raise ValueError(
+            "is a link that leaves the folder" if linked else "leads out of the folder"
+        )
+    if not path.is_file():
+        raise ValueError("there is no such file")
     return ImageFile(str(path))
 
 # %% ../nbs/api/image_files.ipynb #c6be0568
 def zip_members(
-    path, # of a zip archive
-)->dict: # file name without folders -> ImageFile
+    path,  # of a zip archive
+) -> dict:  # file name without folders -> ImageFile
     "The files in a zip archive, but hidden ones; it stays packed. Raises ValueError for a damaged archive and two members of one name."
     try:
-        with zipfile.ZipFile(path) as archive: names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    except OSError: raise
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    except OSError:
+        raise
     except Exception as error:  # what zipfile raises on damaged data is of every kind
         raise ValueError(f"{path}: not a zip archive, or a damaged one ({error})") from error
     found = {}
     for name in names:
         short = name.rsplit("/", 1)[-1]
-        if short.startswith("."): continue
-        if short in found: raise ValueError(f"{path}: two members are called {short}: {found[short].member} and {name}")
+        if short.startswith("."):
+            continue
+        if short in found:
+            raise ValueError(
+                f"{path}: two members are called {short}: {found[short].member} and {name}"
+            )
         found[short] = ImageFile(str(path), name)
     return found
 
 # %% ../nbs/api/image_files.ipynb #340ae791
 _MAX_BYTES = 2**28  # of one image file; large photographs have some tens of millions
 
+
 @lru_cache(maxsize=8)
-def _archive(path, changed, process): return zipfile.ZipFile(path)
+def _archive(path, changed, process):
+    return zipfile.ZipFile(path)
+
 
 def _contents(file):
     "The first 256 MiB and one byte of a file or member; ValueError where they cannot be had"
     try:
         state = os.stat(file.path)
-        if not stat.S_ISREG(state.st_mode): raise ValueError("is not a file that can be read to its end")
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError("is not a file that can be read to its end")
         archive = file.member and _archive(file.path, state.st_mtime_ns, os.getpid())
         size = archive.getinfo(file.member).file_size if archive else state.st_size
-        with archive.open(file.member) if archive else open(file.path, "rb") as f: return f.read(min(size, _MAX_BYTES) + 1)
-    except MemoryError: raise
-    except Exception as error:  # gone, encrypted, or damaged, for which zipfile raises errors of every kind
+        with archive.open(file.member) if archive else open(file.path, "rb") as f:
+            return f.read(min(size, _MAX_BYTES) + 1)
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # gone, encrypted, or damaged, for which zipfile raises errors of every kind
         raise ValueError(f"cannot be read ({error})") from error
 
 # %% ../nbs/api/image_files.ipynb #38a414a7
 def read_file(
-    file, # ImageFile
-)->bytes:
+    file,  # ImageFile
+) -> bytes:
     "The contents of a file or member. Raises ValueError, saying what is wrong, where they cannot be had, are empty or beyond 256 MiB."
     return _checked(_contents(file))
 
+
 def _checked(data):
     "`data`, unless it is empty or beyond the bound"
-    if not data: raise ValueError("is empty (0 bytes)")
-    if len(data) > _MAX_BYTES: raise ValueError(f"is larger than {_MAX_BYTES} bytes")
+    if not data:
+        raise ValueError("is empty (0 bytes)")
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"is larger than {_MAX_BYTES} bytes")
     return data
 
 # %% ../nbs/api/image_files.ipynb #acdb6e5c
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _MAX_PIXELS = 89_478_485
 
+
 def _open(data, max_pixels):
     "A Pillow image of which only the header has been read"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below takes its place
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # the limit below takes its place
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     if math.prod(image.size) > max_pixels:
-        raise ValueError(f"has {image.width} x {image.height} pixels, more than max_pixels = {max_pixels}")
+        raise ValueError(
+            f"has {image.width} x {image.height} pixels, more than max_pixels = {max_pixels}"
+        )
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO": raise ValueError(f"has {frames} frames, one image is expected")
+    if frames > 1 and image.format != "MPO":
+        raise ValueError(f"has {frames} frames, one image is expected")
     return image
 
 # %% ../nbs/api/image_files.ipynb #f9144844
 def _rgb(image):
     "A Pillow image as 8-bit RGB"
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F": raise ValueError("has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
+    if image.mode == "F":
+        raise ValueError(
+            "has floating-point pixels, whose range is not known: save it with 8 or 16 bits"
+        )
     if image.mode[0] == "I":
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("has 32-bit pixels, whose range is not known: save it with 8 or 16 bits")
+            raise ValueError(
+                "has 32-bit pixels, whose range is not known: save it with 8 or 16 bits"
+            )
         image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -138,100 +176,144 @@ def _rgb(image):
     return image.convert("RGB")
 
 # %% ../nbs/api/image_files.ipynb #15c74c4e
-_FITS = dict(squish=lambda image, size: image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.),
-             crop=partial(ImageOps.fit, method=Image.Resampling.BILINEAR),
-             pad=partial(ImageOps.pad, method=Image.Resampling.BILINEAR))
+_FITS = dict(
+    squish=lambda image, size: image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0),
+    crop=partial(ImageOps.fit, method=Image.Resampling.BILINEAR),
+    pad=partial(ImageOps.pad, method=Image.Resampling.BILINEAR),
+)
 
 # %% ../nbs/api/image_files.ipynb #f64a1808
 def _check_options(size, channels, fit, max_pixels, cache_limit):
     whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-    if not (whole and 1 <= size <= 4096): raise ValueError(f"size must be a whole number in 1..4096 pixels, got {size!r}")
-    if channels not in (1, 3): raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
-    if fit not in _FITS: raise ValueError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
-    if not 1 <= max_pixels <= 2 * _MAX_PIXELS: raise ValueError(f"max_pixels must be in 1..{2 * _MAX_PIXELS}, got {max_pixels}")
-    if cache_limit < 0: raise ValueError(f"cache_limit must be >= 0 bytes, got {cache_limit}")
+    if not (whole and 1 <= size <= 4096):
+        raise ValueError(f"size must be a whole number in 1..4096 pixels, got {size!r}")
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
+    if fit not in _FITS:
+        raise ValueError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
+    if not 1 <= max_pixels <= 2 * _MAX_PIXELS:
+        raise ValueError(f"max_pixels must be in 1..{2 * _MAX_PIXELS}, got {max_pixels}")
+    if cache_limit < 0:
+        raise ValueError(f"cache_limit must be >= 0 bytes, got {cache_limit}")
 
 # %% ../nbs/api/image_files.ipynb #83b83649
 def decode(
-    data, # bytes of one image file
-    size=64, # pixels of a side, >= 1
+    data,  # bytes of one image file
+    size=64,  # pixels of a side, >= 1
     *,
-    channels=3, # 3 (colour) or 1 (greyscale)
-    fit="squish", # "squish", "crop" or "pad": what happens to images that are not square
-    max_pixels=_MAX_PIXELS, # of the file, up to twice the default; more are refused before they are decoded
-)->tuple: # uint8 array (channels, size, size) and Pillow's name of the mode in the file, such as "RGB" or "CMYK"
+    channels=3,  # 3 (colour) or 1 (greyscale)
+    fit="squish",  # "squish", "crop" or "pad": what happens to images that are not square
+    max_pixels=_MAX_PIXELS,  # of the file, up to twice the default; more are refused before they are decoded
+) -> tuple:  # uint8 array (channels, size, size) and Pillow's name of the mode in the file, such as "RGB" or "CMYK"
     "The pixels of one image file, at one size. Raises ValueError, saying what is wrong, for whatever is not one whole image."
     _check_options(size, channels, fit, max_pixels, 0)
     try:
         image = _open(data, max_pixels)
         mode = image.mode
-        if fit == "squish": image.draft(None, (2 * size, 2 * size))
+        if fit == "squish":
+            image.draft(None, (2 * size, 2 * size))
         image = _FITS[fit](_rgb(image), (size, size))
-    except (ValueError, MemoryError): raise
+    except (ValueError, MemoryError):
+        raise
     except Exception as error:  # what Pillow's readers raise on damaged data is of every kind
         text = re.sub(r" <_io.BytesIO object at \w+>", "", str(error)) or type(error).__name__
         raise ValueError(f"cannot be decoded ({text})") from error
-    pixels = np.array(image if channels == 3 else image.convert("L"))  # a copy, which may be written to
+    pixels = np.array(
+        image if channels == 3 else image.convert("L")
+    )  # a copy, which may be written to
     return np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]), mode
 
 # %% ../nbs/api/image_files.ipynb #f55793a1
 class _Decoding(Dataset):
     "Pixels, mode, problem (or None) and digest of each file"
-    def __init__(self, files, options): self.files, self.options = files, options
-    def __len__(self): return len(self.files)
+
+    def __init__(self, files, options):
+        self.files, self.options = files, options
+
+    def __len__(self):
+        return len(self.files)
+
     def __getitem__(self, i):
         digest = ""
         try:
             digest = _sha256(data := _contents(self.files[i]))
             return *decode(_checked(data), **self.options), None, digest
-        except ValueError as error: return None, None, str(error), digest
+        except ValueError as error:
+            return None, None, str(error), digest
 
-def _sha256(data): return hashlib.sha256(data).hexdigest()
+
+def _sha256(data):
+    return hashlib.sha256(data).hexdigest()
 
 # %% ../nbs/api/image_files.ipynb #31467bdd
 def _workers(n):
     "Worker processes for n files"
     return min(8, len(os.sched_getaffinity(0))) if sys.platform == "linux" and n >= 128 else 0
 
+
 def _with_parent(_):
     "End this worker at its parent's death"
+
     def watch():
         parent_process().join()
         os._exit(1)
+
     Thread(target=watch, daemon=True).start()
+
 
 def _decode_all(files, options, workers):
     "Iterator of what _Decoding gives for each file, in order"
     workers = _workers(len(files)) if workers is None else workers
-    loader = DataLoader(_Decoding(files, options), batch_size=16, num_workers=workers, collate_fn=list, generator=torch.Generator(),
-                        multiprocessing_context="fork" if workers and sys.platform == "linux" else None, worker_init_fn=_with_parent)
-    for batch in progress_bar(loader, leave=False) if len(files) >= 2000 else loader: yield from batch
+    loader = DataLoader(
+        _Decoding(files, options),
+        batch_size=16,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        worker_init_fn=_with_parent,
+    )
+    for batch in progress_bar(loader, leave=False) if len(files) >= 2000 else loader:
+        yield from batch
 
 # %% ../nbs/api/image_files.ipynb #9c76318e
 def _digest(file):
     "SHA-256 of a file's contents; empty text where it cannot be read"
-    try: return _sha256(_contents(file))
-    except ValueError: return ""
+    try:
+        return _sha256(_contents(file))
+    except ValueError:
+        return ""
+
 
 def _digests(files):
     "Digests of many files, read by several threads"
-    with ThreadPoolExecutor(8) as pool: return list(pool.map(_digest, files))
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(_digest, files))
+
 
 def _key(digests, options):
     "Name of a cache file"
-    return hashlib.sha256(json.dumps([1, PIL.__version__, options, digests], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps([1, PIL.__version__, options, digests], sort_keys=True).encode()
+    ).hexdigest()[:32]
 
 # %% ../nbs/api/image_files.ipynb #115d1242
 _MARK = b"asymcl01"
+
 
 def _write(path, files, digests, options, workers):
     "Decode `files` into the cache file `path`, which is there whole or not at all; OSError for a file that has changed since its digest"
     part, modes, problems = path.with_suffix(".part"), [], {}
     with open(part, "wb") as out:
         for i, (pixels, mode, problem, digest) in enumerate(_decode_all(files, options, workers)):
-            if digest != digests[i]: raise OSError(f"{files[i]} has changed, or cannot be read any more, since loading began: load again")
-            if problem: problems[i] = problem
-            else: out.write(pixels.data)
+            if digest != digests[i]:
+                raise OSError(
+                    f"{files[i]} has changed, or cannot be read any more, since loading began: load again"
+                )
+            if problem:
+                problems[i] = problem
+            else:
+                out.write(pixels.data)
             modes.append(mode)
         shape = [len(files) - len(problems), options["channels"], options["size"], options["size"]]
         description = json.dumps(dict(shape=shape, modes=modes, problems=problems)).encode()
@@ -249,66 +331,107 @@ def _map(path, n, options):
             file.seek(max(0, total - 16))
             end = file.read()
             length = int.from_bytes(end[:8], "little")
-            if end[8:] != _MARK or length > total - 16: return None
+            if end[8:] != _MARK or length > total - 16:
+                return None
             file.seek(total - 16 - length)
             described = json.loads(file.read(length))
-        shape = [n - len(described["problems"]), options["channels"], options["size"], options["size"]]
+        shape = [
+            n - len(described["problems"]),
+            options["channels"],
+            options["size"],
+            options["size"],
+        ]
         pixels = math.prod(shape)
-        if (described["shape"], len(described["modes"]), pixels + length + 16) != (shape, n, total): return None
+        if (described["shape"], len(described["modes"]), pixels + length + 16) != (shape, n, total):
+            return None
         images = torch.empty(0, dtype=torch.uint8)
-        if pixels: images = torch.from_file(str(path), shared=False, size=pixels, dtype=torch.uint8)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError): return None  # not there, damaged, or removed this moment
-    with suppress(OSError): os.utime(path)  # not in a cache that others may only read
+        if pixels:
+            images = torch.from_file(str(path), shared=False, size=pixels, dtype=torch.uint8)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None  # not there, damaged, or removed this moment
+    with suppress(OSError):
+        os.utime(path)  # not in a cache that others may only read
     return images.view(shape), described
 
 # %% ../nbs/api/image_files.ipynb #90ec5f6f
-def _lock(path): return FileLock(path.with_suffix(".lock"))
+def _lock(path):
+    return FileLock(path.with_suffix(".lock"))
+
 
 def _clear_parts(folder):
     "Remove what killed writers left"
     for part in folder.glob("[0-9a-f]" * 32 + ".part"):  # not those of somebody else
         try:
-            with _lock(part).acquire(timeout=0): part.unlink(missing_ok=True)
-        except Timeout: pass  # its writer is alive
+            with _lock(part).acquire(timeout=0):
+                part.unlink(missing_ok=True)
+        except Timeout:
+            pass  # its writer is alive
+
 
 def _state(path):
     "os.stat of a path; None where another process has just removed it"
-    try: return path.stat()
-    except FileNotFoundError: return None
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
 
 def _make_room(folder, needed, limit):
     "Remove the files that were not used for the longest time, until `needed` bytes more stay within `limit`"
     if needed > limit:
-        raise ValueError(f"cache_limit must be at least {needed} bytes for these images, got {limit}: raise it, or ask for a smaller size")
+        raise ValueError(
+            f"cache_limit must be at least {needed} bytes for these images, got {limit}: raise it, or ask for a smaller size"
+        )
     _clear_parts(folder)
-    files = sorted((state.st_mtime_ns, state.st_size, path) for path in folder.glob("*.images") if (state := _state(path)))
+    files = sorted(
+        (state.st_mtime_ns, state.st_size, path)
+        for path in folder.glob("*.images")
+        if (state := _state(path))
+    )
     total = sum(size for _, size, _ in files) + needed
     for _, size, path in files:
-        if total <= limit: break
+        if total <= limit:
+            break
         path.unlink(missing_ok=True)
         total -= size
 
 # %% ../nbs/api/image_files.ipynb #d8c1507b
 class Loaded(NamedTuple):
     "Images from files"
-    images: torch.Tensor # uint8 (n, channels, size, size), of the files without problem, in their order
-    problems: dict # index of a file -> what is wrong with it
-    modes: list # for each file Pillow's name of its mode; None where there is a problem
-    digests: list # for each file the SHA-256 of its contents; empty where it cannot be read
+
+    images: (
+        torch.Tensor
+    )  # uint8 (n, channels, size, size), of the files without problem, in their order
+    problems: dict  # index of a file -> what is wrong with it
+    modes: list  # for each file Pillow's name of its mode; None where there is a problem
+    digests: list  # for each file the SHA-256 of its contents; empty where it cannot be read
 
 # %% ../nbs/api/image_files.ipynb #a48b63dc
 def _cached(folder, files, digests, options, limit, workers):
     "Images and description by way of the cache file in `folder`"
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise OSError(f"cache {folder} cannot be made ({error}): give another folder, or cache=False") from error
-    path, whole = folder / f"{_key(digests, options)}.images", partial(_map, n=len(files), options=options)
-    if found := whole(path): return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cache {folder} cannot be made ({error}): give another folder, or cache=False"
+        ) from error
+    path, whole = (
+        folder / f"{_key(digests, options)}.images",
+        partial(_map, n=len(files), options=options),
+    )
+    if found := whole(path):
+        return found
     with _lock(path):
-        if found := whole(path): return found
-        _make_room(folder, len(files) * options["channels"] * options["size"]**2, limit)
-        try: _write(path, files, digests, options, workers)
-        finally: path.with_suffix(".part").unlink(missing_ok=True)
-        return whole(path) or _in_memory(files, options, workers)  # where another process has needed the room at once
+        if found := whole(path):
+            return found
+        _make_room(folder, len(files) * options["channels"] * options["size"] ** 2, limit)
+        try:
+            _write(path, files, digests, options, workers)
+        finally:
+            path.with_suffix(".part").unlink(missing_ok=True)
+        return whole(path) or _in_memory(
+            files, options, workers
+        )  # where another process has needed the room at once
 
 # %% ../nbs/api/image_files.ipynb #82c0ee46
 def _in_memory(files, options, workers):
@@ -322,24 +445,35 @@ def _in_memory(files, options, workers):
 
 # %% ../nbs/api/image_files.ipynb #a914ab40
 def load_images(
-    files, # list of ImageFile
-    size=64, # pixels of a side, 1..4096
+    files,  # list of ImageFile
+    size=64,  # pixels of a side, 1..4096
     *,
-    channels=3, # 3 (colour) or 1 (greyscale)
-    fit="squish", # "squish", "crop" or "pad": what happens to images that are not square
-    max_pixels=_MAX_PIXELS, # of a file; more are a problem
-    cache=None, # folder of the cache; None: asymcl/images in the user's cache; False: keep nothing
-    cache_limit=10 * 2**30, # bytes that the folder may hold
-    workers=None, # processes that decode; None: one for each core on Linux, at most 8; 0: this process alone
-)->Loaded:
+    channels=3,  # 3 (colour) or 1 (greyscale)
+    fit="squish",  # "squish", "crop" or "pad": what happens to images that are not square
+    max_pixels=_MAX_PIXELS,  # of a file; more are a problem
+    cache=None,  # folder of the cache; None: asymcl/images in the user's cache; False: keep nothing
+    cache_limit=10 * 2**30,  # bytes that the folder may hold
+    workers=None,  # processes that decode; None: one for each core on Linux, at most 8; 0: this process alone
+) -> Loaded:
     """Decode image files at one size, or map what was decoded before.
 
     Raises ValueError for values out of range and a cache_limit too small for these images, OSError where the cache cannot be written."""
     _check_options(size, channels, fit, max_pixels, cache_limit)
-    files, options = list(files), dict(size=int(size), channels=channels, fit=fit, max_pixels=max_pixels)
+    files, options = (
+        list(files),
+        dict(size=int(size), channels=channels, fit=fit, max_pixels=max_pixels),
+    )
     digests = _digests(files)
-    if cache is False or "" in digests: images, described = _in_memory(files, options, workers)
+    if cache is False or "" in digests:
+        images, described = _in_memory(files, options, workers)
     else:
-        folder = xdg_cache_home() / "asymcl" / "images" if cache is None else Path(cache).expanduser()
+        folder = (
+            xdg_cache_home() / "asymcl" / "images" if cache is None else Path(cache).expanduser()
+        )
         images, described = _cached(folder, files, digests, options, cache_limit, workers)
-    return Loaded(images, {int(i): problem for i, problem in described["problems"].items()}, described["modes"], digests)
+    return Loaded(
+        images,
+        {int(i): problem for i, problem in described["problems"].items()},
+        described["modes"],
+        digests,
+    )

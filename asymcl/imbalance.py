@@ -19,60 +19,78 @@ from torch.utils.data import Sampler
 # %% ../nbs/api/imbalance.ipynb #bb0f744e
 def _label_tensor(labels):
     "`labels` as a CPU int64 tensor (n,), or an error"
-    try: labels = torch.as_tensor(labels).cpu()
-    except (RuntimeError, TypeError, ValueError) as error: raise TypeError(f"labels must be whole numbers ({error})") from error
+    try:
+        labels = torch.as_tensor(labels).cpu()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"labels must be whole numbers ({error})") from error
     if labels.ndim != 1 or not len(labels):
         raise ValueError(f"labels must be a non-empty vector (n,), got shape {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be whole numbers, got {labels.dtype}: convert them with .long()")
+        raise TypeError(
+            f"labels must be whole numbers, got {labels.dtype}: convert them with .long()"
+        )
     labels = labels.long()
-    if labels.min() < 0: raise ValueError(f"labels must be >= 0, got {labels.min().item()}")
+    if labels.min() < 0:
+        raise ValueError(f"labels must be >= 0, got {labels.min().item()}")
     return labels
 
 # %% ../nbs/api/imbalance.ipynb #1a95a54c
 def class_counts(
-    labels, # (n,) integers in 0..classes-1: a list, an array or a tensor
-    n_classes=None, # number of classes; None: the largest label + 1
-)->torch.Tensor: # (classes,) int64, images of each class
+    labels,  # (n,) integers in 0..classes-1: a list, an array or a tensor
+    n_classes=None,  # number of classes; None: the largest label + 1
+) -> torch.Tensor:  # (classes,) int64, images of each class
     """The number of images of each class.
 
     Raises TypeError for labels that are not whole numbers and ValueError for negative labels, for labels beyond
     `n_classes` and for anything but a non-empty vector."""
     labels = _label_tensor(labels)
-    if n_classes is None and labels.max() >= 2**20: raise ValueError(f"labels must be below 2**20, got {labels.max().item()}")
+    if n_classes is None and labels.max() >= 2**20:
+        raise ValueError(f"labels must be below 2**20, got {labels.max().item()}")
     if n_classes is not None and labels.max() >= n_classes:
-        raise ValueError(f"labels must be in 0..{n_classes-1}, got {labels.max().item()}: n_classes is {n_classes}")
+        raise ValueError(
+            f"labels must be in 0..{n_classes - 1}, got {labels.max().item()}: n_classes is {n_classes}"
+        )
     return torch.bincount(labels, minlength=n_classes or 0)
 
 # %% ../nbs/api/imbalance.ipynb #fe10791c
 def _numbers(values, name):
     "`values` as whole numbers, or an error that names them"
     values = list(values)
-    try: found = [int(n) for n in values]
-    except (ValueError, OverflowError) as error: raise ValueError(f"{name} must be whole numbers, got {values}") from error
-    if any(n != m for n, m in zip(found, values, strict=True)): raise ValueError(f"{name} must be whole numbers, got {values}")
+    try:
+        found = [int(n) for n in values]
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must be whole numbers, got {values}") from error
+    if any(n != m for n, m in zip(found, values, strict=True)):
+        raise ValueError(f"{name} must be whole numbers, got {values}")
     return found
 
+
 def imbalance_ratio(
-    counts, # (classes,) images of each class, all >= 1
-)->float: # >= 1; 1 for a balanced set
+    counts,  # (classes,) images of each class, all >= 1
+) -> float:  # >= 1; 1 for a balanced set
     "Largest class over smallest class. Raises ValueError where a class is empty."
     counts = _numbers(counts, "counts")
-    if not counts: raise ValueError("counts must hold at least one class, got none")
+    if not counts:
+        raise ValueError("counts must hold at least one class, got none")
     if min(counts) < 1:
-        raise ValueError(f"every class must have at least 1 image, got {min(counts)} for class "
-                         f"{counts.index(min(counts))}: leave that class out or add images")
+        raise ValueError(
+            f"every class must have at least 1 image, got {min(counts)} for class "
+            f"{counts.index(min(counts))}: leave that class out or add images"
+        )
     return max(counts) / min(counts)
 
 # %% ../nbs/api/imbalance.ipynb #414cad96
 def _shares(proportions):
     "`proportions` divided by their sum, as exact fractions"
     values = [float(p) for p in proportions]
-    if not values: raise ValueError("proportions must be at least one number, got none")
+    if not values:
+        raise ValueError("proportions must be at least one number, got none")
     for p in values:
         if not (math.isfinite(p) and p > 0):
-            raise ValueError(f"proportions must be finite and > 0, got {p:g} in {tuple(values)}: leave out a class "
-                             "that should have no images")
+            raise ValueError(
+                f"proportions must be finite and > 0, got {p:g} in {tuple(values)}: leave out a class "
+                "that should have no images"
+            )
     exact = [Fraction(repr(p)) for p in values]
     return [p / sum(exact) for p in exact]
 
@@ -81,7 +99,8 @@ def _largest_remainder(total, shares):
     "Whole numbers in the given `shares` that add up to `total`"
     counts = [math.floor(total * s) for s in shares]
     by_remainder = sorted(range(len(shares)), key=lambda c: counts[c] - total * shares[c])
-    for c in by_remainder[:total - sum(counts)]: counts[c] += 1
+    for c in by_remainder[: total - sum(counts)]:
+        counts[c] += 1
     return counts
 
 # %% ../nbs/api/imbalance.ipynb #3d9dbcf4
@@ -93,17 +112,23 @@ def _largest_total(available, shares):
 def _check_drawable(counts, available):
     "Raise ValueError for an empty class or for more images than there are"
     for c, (n, a) in enumerate(zip(counts, available, strict=True)):
-        if n < 1: raise ValueError(f"class {c} would get 0 of {sum(counts)} images (available: {a}): "
-                                   "ask for more images or a larger proportion")
-        if n > a: raise ValueError(f"class {c}: asked for {n} images, available are {a}: ask for fewer images "
-                                   "or another proportion")
+        if n < 1:
+            raise ValueError(
+                f"class {c} would get 0 of {sum(counts)} images (available: {a}): "
+                "ask for more images or a larger proportion"
+            )
+        if n > a:
+            raise ValueError(
+                f"class {c}: asked for {n} images, available are {a}: ask for fewer images "
+                "or another proportion"
+            )
 
 # %% ../nbs/api/imbalance.ipynb #5149a57d
 def proportional_counts(
-    available, # (classes,) images there are of each class
-    proportions, # (classes,) positive numbers, such as (0.9, 0.1) or (90, 10); only their shares matter
-    total=None, # images in all; None: as many as fit
-)->list[int]: # (classes,) images of each class, each >= 1
+    available,  # (classes,) images there are of each class
+    proportions,  # (classes,) positive numbers, such as (0.9, 0.1) or (90, 10); only their shares matter
+    total=None,  # images in all; None: as many as fit
+) -> list[int]:  # (classes,) images of each class, each >= 1
     """The largest counts in the given proportions that fit into `available`, or exactly `total` images.
 
     The total is the largest whose unrounded shares exist; they are rounded by largest remainder, ties to the
@@ -111,68 +136,96 @@ def proportional_counts(
     disagree, for a class rounded down to no image and for more images than exist."""
     available, shares = _numbers(available, "available"), _shares(proportions)
     if len(available) != len(shares):
-        raise ValueError(f"one proportion for each class: got {len(shares)} proportions for {len(available)} classes")
+        raise ValueError(
+            f"one proportion for each class: got {len(shares)} proportions for {len(available)} classes"
+        )
     if min(available) < 1:
-        raise ValueError(f"class {available.index(min(available))} has no image to draw from: leave that class out")
-    if total is None: total = _largest_total(available, shares)
-    total, = _numbers([total], "total")
+        raise ValueError(
+            f"class {available.index(min(available))} has no image to draw from: leave that class out"
+        )
+    if total is None:
+        total = _largest_total(available, shares)
+    (total,) = _numbers([total], "total")
     counts = _largest_remainder(total, shares)
     _check_drawable(counts, available)
     return counts
 
 # %% ../nbs/api/imbalance.ipynb #908aeb5d
 def long_tail_counts(
-    largest, # images of the first class, >= 1
-    n_classes, # classes, >= 2
-    ratio, # first class over last class, >= 1; 1: balanced
-)->list[int]: # (classes,) falling, each >= 1
+    largest,  # images of the first class, >= 1
+    n_classes,  # classes, >= 2
+    ratio,  # first class over last class, >= 1; 1: balanced
+) -> list[int]:  # (classes,) falling, each >= 1
     """Counts that fall exponentially from the first class to the last, rounded down.
 
     Raises ValueError for values out of range and where the last class would be left without an image.
     Source: Cui et al. 2019 (arXiv 1901.05555), Cao et al. 2019 (arXiv 1906.07413)."""
-    if largest < 1: raise ValueError(f"largest must be >= 1, got {largest}")
-    if n_classes < 2: raise ValueError(f"n_classes must be >= 2, got {n_classes}")
-    if not (math.isfinite(ratio) and ratio >= 1): raise ValueError(f"ratio must be finite and >= 1, got {ratio}")
-    counts = [math.floor(largest * ratio ** (-c / (n_classes - 1)) + 1e-9) for c in range(n_classes)]
+    if largest < 1:
+        raise ValueError(f"largest must be >= 1, got {largest}")
+    if n_classes < 2:
+        raise ValueError(f"n_classes must be >= 2, got {n_classes}")
+    if not (math.isfinite(ratio) and ratio >= 1):
+        raise ValueError(f"ratio must be finite and >= 1, got {ratio}")
+    counts = [
+        math.floor(largest * ratio ** (-c / (n_classes - 1)) + 1e-9) for c in range(n_classes)
+    ]
     if not counts[-1]:
-        raise ValueError(f"class {n_classes-1} would get 0 images: ratio must be <= {largest} here, got {ratio}")
+        raise ValueError(
+            f"class {n_classes - 1} would get 0 images: ratio must be <= {largest} here, got {ratio}"
+        )
     return counts
 
 # %% ../nbs/api/imbalance.ipynb #a77ffa0b
 def draw_indices(
-    labels, # (n,) integers in 0..classes-1
-    counts, # (classes,) images to draw of each class, each >= 0
-    generator, # CPU torch.Generator; advanced by the draw
-)->torch.Tensor: # (sum of counts,) int64, ascending indices into `labels`
+    labels,  # (n,) integers in 0..classes-1
+    counts,  # (classes,) images to draw of each class, each >= 0
+    generator,  # CPU torch.Generator; advanced by the draw
+) -> torch.Tensor:  # (sum of counts,) int64, ascending indices into `labels`
     """A random subset with `counts[c]` images of class c, without replacement.
 
     The same generator state gives the same draw, and smaller counts a subset of it. Raises ValueError for more
     images than exist and for negative counts."""
     labels, counts = _label_tensor(labels), _numbers(counts, "counts")
-    if not counts: raise ValueError("counts must hold at least one class, got none")
+    if not counts:
+        raise ValueError("counts must hold at least one class, got none")
     chosen = []
     for c, n in enumerate(counts):
         members = torch.nonzero(labels == c).flatten()
         if not 0 <= n <= len(members):
-            raise ValueError(f"class {c}: asked for {n} images, allowed are 0..{len(members)}, as many as there are")
+            raise ValueError(
+                f"class {c}: asked for {n} images, allowed are 0..{len(members)}, as many as there are"
+            )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:n]])
     return torch.cat(chosen).sort().values
 
 # %% ../nbs/api/imbalance.ipynb #61611875
 def _group_table(labels, groups):
     "Images (groups, classes) of each class in each group, and the group (n,) of each image, both int64"
-    labels, groups = _label_tensor(labels).unique(return_inverse=True)[1], torch.as_tensor(groups).cpu()
-    if groups.shape != labels.shape: raise ValueError(f"one group for each label: got {tuple(groups.shape)} for {len(labels)} labels")
+    labels, groups = (
+        _label_tensor(labels).unique(return_inverse=True)[1],
+        torch.as_tensor(groups).cpu(),
+    )
+    if groups.shape != labels.shape:
+        raise ValueError(
+            f"one group for each label: got {tuple(groups.shape)} for {len(labels)} labels"
+        )
     names, members = groups.unique(return_inverse=True)
     classes = labels.max().item() + 1
-    return torch.bincount(members * classes + labels, minlength=len(names) * classes).view(-1, classes), members
+    return torch.bincount(members * classes + labels, minlength=len(names) * classes).view(
+        -1, classes
+    ), members
 
 # %% ../nbs/api/imbalance.ipynb #806314f9
 def _choose_split(counts, have, quotas, left):
     "The split that a group with `counts` (classes,) goes to; `left`: groups of each class not dealt out, with this one"
     classes = [c for c, n in enumerate(counts) if n]
     pressing = [c for c in classes if left[c] <= sum(not own[c] for own in have)]
-    def need(s): return sum(not have[s][c] for c in pressing), sum(quotas[s][c] - have[s][c] for c in classes)
+
+    def need(s):
+        return sum(not have[s][c] for c in pressing), sum(
+            quotas[s][c] - have[s][c] for c in classes
+        )
+
     return max(range(len(quotas)), key=need)
 
 # %% ../nbs/api/imbalance.ipynb #b9e1c11e
@@ -186,18 +239,24 @@ def _in_turn(table, groups_of, generator):
 
 # %% ../nbs/api/imbalance.ipynb #51dfaf70
 def split_groups(
-    labels, # (n,) integers in 0..classes-1
-    groups, # (n,) integers; images of one group stay together
-    shares, # (splits,) positive numbers, such as (0.7, 0.15, 0.15); only their proportions matter
-    generator, # CPU torch.Generator; advanced by the draw
-)->list[torch.Tensor]: # one for each split, ascending int64 indices into `labels`; together every image once
+    labels,  # (n,) integers in 0..classes-1
+    groups,  # (n,) integers; images of one group stay together
+    shares,  # (splits,) positive numbers, such as (0.7, 0.15, 0.15); only their proportions matter
+    generator,  # CPU torch.Generator; advanced by the draw
+) -> list[
+    torch.Tensor
+]:  # one for each split, ascending int64 indices into `labels`; together every image once
     """Whole groups dealt out at random, each class in the given shares as nearly as groups allow.
 
     Every split gets each class that has at least as many groups as there are splits, if groups hold one class each; else mostly.
     Raises ValueError for shares that are not positive and for groups and labels of different length."""
     table, members = _group_table(labels, groups)
     quotas = [[float(share) * n for n in table.sum(0).tolist()] for share in _shares(shares)]
-    have, left, dealt = [[0] * table.shape[1] for _ in quotas], (table > 0).sum(0).tolist(), [0] * len(table)
+    have, left, dealt = (
+        [[0] * table.shape[1] for _ in quotas],
+        (table > 0).sum(0).tolist(),
+        [0] * len(table),
+    )
     for g, counts in _in_turn(table.tolist(), left, generator):
         dealt[g] = s = _choose_split(counts, have, quotas, left)
         have[s] = [h + n for h, n in zip(have[s], counts, strict=True)]
@@ -206,37 +265,76 @@ def split_groups(
 
 # %% ../nbs/api/imbalance.ipynb #55d5463c
 def chance_of_fewer(
-    count, # images of the class in the training set, n_c
-    total, # images of the training set, n >= n_c
-    batch_size, # images of a batch, b, in 1..n
-    at_least=2, # k
-)->float: # 0..1
+    count,  # images of the class in the training set, n_c
+    total,  # images of the training set, n >= n_c
+    batch_size,  # images of a batch, b, in 1..n
+    at_least=2,  # k
+) -> float:  # 0..1
     "Probability that a batch of plain shuffling has fewer than `at_least` images of a class (hypergeometric distribution)."
-    def log_choose(n, k): return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    if not 0 <= count <= total: raise ValueError(f"count must be in 0..{total}, the images there are, got {count}")
-    if not 1 <= batch_size <= total: raise ValueError(f"batch_size must be in 1..{total}, the images there are, got {batch_size}")
+
+    def log_choose(n, k):
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    if not 0 <= count <= total:
+        raise ValueError(f"count must be in 0..{total}, the images there are, got {count}")
+    if not 1 <= batch_size <= total:
+        raise ValueError(
+            f"batch_size must be in 1..{total}, the images there are, got {batch_size}"
+        )
     possible = range(max(0, batch_size - total + count), min(at_least, count + 1, batch_size + 1))
-    return min(1., sum(math.exp(log_choose(count, j) + log_choose(total - count, batch_size - j) - log_choose(total, batch_size))
-                       for j in possible))
+    return min(
+        1.0,
+        sum(
+            math.exp(
+                log_choose(count, j)
+                + log_choose(total - count, batch_size - j)
+                - log_choose(total, batch_size)
+            )
+            for j in possible
+        ),
+    )
 
 # %% ../nbs/api/imbalance.ipynb #b45e5975
 def advice_on_counts(
-    counts, # dict: split -> (classes,) images of each class; with a split "train"
-    classes, # (classes,) names
-    batch_size, # images of a batch
-)->list[str]: # sentences
+    counts,  # dict: split -> (classes,) images of each class; with a split "train"
+    classes,  # (classes,) names
+    batch_size,  # images of a batch
+) -> list[str]:  # sentences
     "What the class counts mean for training and for judging, in words."
     train, total, said = [int(n) for n in counts["train"]], int(sum(counts["train"])), []
-    if batch_size > total: said.append(f"batches of {batch_size} are more than the {total} training images: choose at most {total}")
+    if batch_size > total:
+        said.append(
+            f"batches of {batch_size} are more than the {total} training images: choose at most {total}"
+        )
     for name, n in zip(classes, train, strict=True):
         short = chance_of_fewer(n, total, min(batch_size, total))
-        if n < 2: said.append(f"train has {n} image{'s' * (n != 1)} of {name}: no batch can show two, so no sampler helps; find more")
-        elif short > .05: said.append(f"{1000 * n / total:.3g} images of {name} per 1,000: batches of {batch_size} hold fewer than two of "
-                                    f"them in {short:.0%} of draws; use the balanced sampler")
-    if not said: said.append(f"every class has two images or more in 95% of batches of {batch_size}: plain shuffling will do")
-    few = [(split, name, int(n)) for split, c in counts.items() if split != "train" for name, n in zip(classes, c, strict=True) if n < 30]
-    def weight(n): return f"each is {100 / n:.3g} points of that recall" if n else "its recall is unknown"
-    return said + [f"{split} has {n} image{'s' * (n != 1)} of {name}: {weight(n)}" for split, name, n in few]
+        if n < 2:
+            said.append(
+                f"train has {n} image{'s' * (n != 1)} of {name}: no batch can show two, so no sampler helps; find more"
+            )
+        elif short > 0.05:
+            said.append(
+                f"{1000 * n / total:.3g} images of {name} per 1,000: batches of {batch_size} hold fewer than two of "
+                f"them in {short:.0%} of draws; use the balanced sampler"
+            )
+    if not said:
+        said.append(
+            f"every class has two images or more in 95% of batches of {batch_size}: plain shuffling will do"
+        )
+    few = [
+        (split, name, int(n))
+        for split, c in counts.items()
+        if split != "train"
+        for name, n in zip(classes, c, strict=True)
+        if n < 30
+    ]
+
+    def weight(n):
+        return f"each is {100 / n:.3g} points of that recall" if n else "its recall is unknown"
+
+    return said + [
+        f"{split} has {n} image{'s' * (n != 1)} of {name}: {weight(n)}" for split, name, n in few
+    ]
 
 # %% ../nbs/api/imbalance.ipynb #299c1849
 def _batch_quotas(counts, batch_size, alpha, at_least):
@@ -248,13 +346,14 @@ def _batch_quotas(counts, batch_size, alpha, at_least):
         rest = sum(w for c, w in enumerate(weights) if c not in small)
         quotas = [at_least if c in small else free * w / rest for c, w in enumerate(weights)]
         below = {c for c, q in enumerate(quotas) if q < at_least}
-        if not below: return quotas
+        if not below:
+            return quotas
         small |= below
 
 # %% ../nbs/api/imbalance.ipynb #65d99e5f
 def _whole_numbers(quotas, u):
     "Whole numbers that add up like `quotas`, each rounded up or down by the random number `u` in [0, 1)"
-    ends = [math.floor(round(sum(quotas[:c + 1]), 9) + u) for c in range(len(quotas))]
+    ends = [math.floor(round(sum(quotas[: c + 1]), 9) + u) for c in range(len(quotas))]
     return [b - a for a, b in zip([0, *ends], ends, strict=False)]
 
 # %% ../nbs/api/imbalance.ipynb #25161b38
@@ -278,11 +377,13 @@ class BalancedSampler(Sampler):
 
     A batch sampler of PyTorch: iterating gives one epoch, lists of `batch_size` indices, from the global generator. `order` gives it
     as fastai's loaders want it. Raises ValueError for values out of range and for what the counts cannot meet."""
-    def __init__(self,
-        labels, # (n,) integers in 0..classes-1
-        batch_size, # images of a batch, in 1..n
-        alpha=0., # 0..1: 0 for balanced batches, 1 for the proportions of the labels
-        at_least=2, # different images of each class in every batch, >= 0
+
+    def __init__(
+        self,
+        labels,  # (n,) integers in 0..classes-1
+        batch_size,  # images of a batch, in 1..n
+        alpha=0.0,  # 0..1: 0 for balanced batches, 1 for the proportions of the labels
+        at_least=2,  # different images of each class in every batch, >= 0
     ):
         labels = _label_tensor(labels)
         self.members = [(labels == c).nonzero().flatten() for c in labels.unique()]
@@ -291,32 +392,43 @@ class BalancedSampler(Sampler):
         self.n_batches = len(labels) // batch_size
         self.quotas = _batch_quotas(self.counts, batch_size, alpha, at_least)
 
-    def __len__(self): return self.n_batches
+    def __len__(self):
+        return self.n_batches
 
 # %% ../nbs/api/imbalance.ipynb #cee498d4
 def _check_sampler(classes, counts, batch_size, alpha, at_least):
     n = sum(counts)
-    if type(batch_size) is not int: raise TypeError(f"batch_size must be a whole number, got {batch_size!r}")
-    if not 1 <= batch_size <= n: raise ValueError(f"batch_size must be in 1..{n}, the images there are, got {batch_size}")
-    if not 0 <= alpha <= 1: raise ValueError(f"alpha must be in 0..1, got {alpha}")
-    if not (at_least >= 0 and at_least == at_least // 1): raise ValueError(f"at_least must be >= 0 and whole, got {at_least}")
+    if type(batch_size) is not int:
+        raise TypeError(f"batch_size must be a whole number, got {batch_size!r}")
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size must be in 1..{n}, the images there are, got {batch_size}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in 0..1, got {alpha}")
+    if not (at_least >= 0 and at_least == at_least // 1):
+        raise ValueError(f"at_least must be >= 0 and whole, got {at_least}")
     if at_least * len(counts) > batch_size:
         most = batch_size // len(counts)
-        raise ValueError(f"at_least must be <= {most}, got {at_least}: {len(counts)} classes share a batch of {batch_size}")
+        raise ValueError(
+            f"at_least must be <= {most}, got {at_least}: {len(counts)} classes share a batch of {batch_size}"
+        )
     if min(counts) < at_least:
-        raise ValueError(f"at_least must be <= {min(counts)}, the images of class {classes[counts.index(min(counts))]}, got {at_least}")
+        raise ValueError(
+            f"at_least must be <= {min(counts)}, the images of class {classes[counts.index(min(counts))]}, got {at_least}"
+        )
 
 # %% ../nbs/api/imbalance.ipynb #029e7b4d
 @patch
-def __iter__(self:BalancedSampler):
+def __iter__(self: BalancedSampler):
     walks = [_walk(members) for members in self.members]
-    for walk in walks: next(walk)
+    for walk in walks:
+        next(walk)
     for _ in range(self.n_batches):
         sizes = _whole_numbers(self.quotas, torch.rand(()).item())
         batch = torch.cat([walk.send(n) for walk, n in zip(walks, sizes, strict=True)])
         yield batch[torch.randperm(len(batch))].tolist()
 
+
 @patch
-def order(self:BalancedSampler)->list: # (batches * batch_size,) indices
+def order(self: BalancedSampler) -> list:  # (batches * batch_size,) indices
     "One epoch as a list of indices, for `get_idxs` of a fastai loader with the same batch size and `drop_last`."
     return [i for batch in self for i in batch]

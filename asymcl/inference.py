@@ -33,22 +33,29 @@ from .models import build_encoder, encode
 # %% ../nbs/api/inference.ipynb #85e150e8
 class Gallery(NamedTuple):
     "Images that a model was trained on, as it sees them"
+
     features: torch.Tensor  # (n, width)
     labels: torch.Tensor  # (n,) int64
     names: list  # n texts: files, or numbers of images in their data set
 
+
 @dataclass(eq=False)
 class TrainedModel:
     "An encoder with its head, and what is needed to ask it about new images"
+
     encoder: nn.Module  # images (n, channels, height, width) to features (n, width)
     head: nn.Module  # features to logits (n, classes)
     classes: tuple  # (classes,) names
     image_shape: tuple  # channels, height and width of the images that it was trained on
-    mean: torch.Tensor = None  # (channels,) of pixels in 0..1, subtracted; None: images come prepared
+    mean: torch.Tensor = (
+        None  # (channels,) of pixels in 0..1, subtracted; None: images come prepared
+    )
     std: torch.Tensor = None  # (channels,), by which is then divided
     fit: str = "squish"  # "squish", "crop" or "pad": how image files were brought to their size
-    temperature: float = 1.  # > 0, divides the logits
-    valid_logits: torch.Tensor = None  # (m, classes) of validation images, for thresholds; None: not known
+    temperature: float = 1.0  # > 0, divides the logits
+    valid_logits: torch.Tensor = (
+        None  # (m, classes) of validation images, for thresholds; None: not known
+    )
     valid_labels: torch.Tensor = None  # (m,) int64
     gallery: Gallery = None  # training images; None: not kept
     about: dict = None  # plain values: how it was trained
@@ -58,29 +65,45 @@ class TrainedModel:
 @patch
 def _prepared(self: TrainedModel, images):
     "Images as the encoder wants them; ValueError for what it could not see"
-    if images.ndim != 4: raise ValueError(f"images must have shape (n, channels, height, width), got {tuple(images.shape)}")
-    if images.shape[1] != self.image_shape[0]: raise ValueError(f"images must have {self.image_shape[0]} channels, got {images.shape[1]}")
-    if images.dtype != torch.uint8: return images.float()
-    if self.mean is None: raise ValueError("this model cannot prepare 8-bit images; give float images normalised as in training")
+    if images.ndim != 4:
+        raise ValueError(
+            f"images must have shape (n, channels, height, width), got {tuple(images.shape)}"
+        )
+    if images.shape[1] != self.image_shape[0]:
+        raise ValueError(f"images must have {self.image_shape[0]} channels, got {images.shape[1]}")
+    if images.dtype != torch.uint8:
+        return images.float()
+    if self.mean is None:
+        raise ValueError(
+            "this model cannot prepare 8-bit images; give float images normalised as in training"
+        )
     return normalized(images, self.mean, self.std)
+
 
 @patch
 @torch.no_grad()
-def outputs(self: TrainedModel,
+def outputs(
+    self: TrainedModel,
     images,  # uint8 (n, channels, height, width), or float that is normalised as the training images were
 ):  # features (n, width) and logits (n, classes), on the CPU
     "What encoder and head make of images. Raises ValueError for images of another form, and for logits that are not finite."
-    if not len(images): raise ValueError("images must be at least one, got none")
+    if not len(images):
+        raise ValueError("images must be at least one, got none")
     device = next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
-    features = [encode(self.encoder, self._prepared(batch).to(device)) for batch in images.split(self.batch_size)]
+    features = [
+        encode(self.encoder, self._prepared(batch).to(device))
+        for batch in images.split(self.batch_size)
+    ]
     head = self.head.to(device).eval()  # also where only the encoder was moved
     features, logits = torch.cat(features).cpu(), torch.cat([head(x) for x in features]).cpu()
-    if not torch.isfinite(logits).all(): raise ValueError("the model's logits are not finite for these images: look at both")
+    if not torch.isfinite(logits).all():
+        raise ValueError("the model's logits are not finite for these images: look at both")
     return features, logits
 
 # %% ../nbs/api/inference.ipynb #1a0d1ed9
 @patch
-def to(self: TrainedModel,
+def to(
+    self: TrainedModel,
     device,  # torch.device or its name
 ) -> TrainedModel:  # itself
     "Move encoder and head to a device, for what follows"
@@ -90,11 +113,12 @@ def to(self: TrainedModel,
 
 # %% ../nbs/api/inference.ipynb #3f4eb190
 @patch
-def predict(self: TrainedModel,
+def predict(
+    self: TrainedModel,
     images,  # as for `outputs`
 ):  # list of n class names, and probabilities (n, classes)
     "Class and calibrated probabilities of images"
-    p = (self.outputs(images)[1]/self.temperature).softmax(1)
+    p = (self.outputs(images)[1] / self.temperature).softmax(1)
     return [self.classes[i] for i in p.argmax(1)], p
 
 # %% ../nbs/api/inference.ipynb #08ddb2b5
@@ -106,8 +130,13 @@ def fit_temperature(
     logits = logits.double()
     if not len(logits) or not torch.isfinite(logits).all():
         raise ValueError(f"logits must be finite, of one image or more, got {len(logits)} rows")
-    def loss(log_temperature): return F.cross_entropy(logits/math.exp(log_temperature), labels).item()
-    return math.exp(minimize_scalar(loss, bounds=(math.log(.05), math.log(20)), method="bounded").x)
+
+    def loss(log_temperature):
+        return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
+
+    return math.exp(
+        minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x
+    )
 
 # %% ../nbs/api/inference.ipynb #1147ee66
 def threshold_for_recall(
@@ -116,31 +145,41 @@ def threshold_for_recall(
     recall,  # required share of them, in (0, 1]
 ):  # float
     "Highest threshold t, less 1e-6, such that `scores >= t` finds the share of positives. Raises ValueError where there is none."
-    if not 0 < recall <= 1: raise ValueError(f"recall must be in (0, 1], got {recall}")
+    if not 0 < recall <= 1:
+        raise ValueError(f"recall must be in (0, 1], got {recall}")
     found = scores[positive].sort(descending=True).values
-    if not len(found): raise ValueError("recall needs validation images of the class, and there is none")
-    lowest = found[max(1, math.ceil(recall*len(found) - 1e-9)) - 1].item()
-    return max(0., lowest - 1e-6)  # the same image in another batch may differ by rounding
+    if not len(found):
+        raise ValueError("recall needs validation images of the class, and there is none")
+    lowest = found[max(1, math.ceil(recall * len(found) - 1e-9)) - 1].item()
+    return max(0.0, lowest - 1e-6)  # the same image in another batch may differ by rounding
 
 # %% ../nbs/api/inference.ipynb #5039a49b
 class Threshold(NamedTuple):
     "A threshold on the probability of one class, and what it did on the validation images"
+
     label: int  # of the class
     value: float  # images of at least this probability are given the class
     recall: float  # share of the class found
     false_alarms: float  # share of the others that are given the class
     images: int  # of the class
 
+
 @patch
-def threshold(self: TrainedModel,
+def threshold(
+    self: TrainedModel,
     name,  # of the class
     recall,  # required, in (0, 1]
 ) -> Threshold:
     "Threshold for a recall of a class. Raises ValueError for another class, and where no validation images were kept."
-    if name not in self.classes: raise ValueError(f"rare class must be one of {', '.join(self.classes)}, got {name!r}")
-    if self.valid_logits is None: raise ValueError("recall needs validation images, and this model was kept without")
+    if name not in self.classes:
+        raise ValueError(f"rare class must be one of {', '.join(self.classes)}, got {name!r}")
+    if self.valid_logits is None:
+        raise ValueError("recall needs validation images, and this model was kept without")
     label = self.classes.index(name)
-    scores, positive = (self.valid_logits/self.temperature).softmax(1)[:, label], self.valid_labels == label
+    scores, positive = (
+        (self.valid_logits / self.temperature).softmax(1)[:, label],
+        self.valid_labels == label,
+    )
     value = threshold_for_recall(scores, positive, recall)
     shares = [(scores[of] >= value).float().mean().item() for of in (positive, ~positive)]
     return Threshold(label, value, *shares, positive.sum().item())
@@ -151,50 +190,84 @@ def decide(
     threshold=None,  # Threshold; None: the most probable class
 ):  # (n,) int64
     "Class of each image"
-    if threshold is None: return probabilities.argmax(1)
+    if threshold is None:
+        return probabilities.argmax(1)
     others = probabilities.index_fill(1, torch.tensor([threshold.label]), -1).argmax(1)
-    return torch.where(probabilities[:, threshold.label] >= threshold.value, threshold.label, others)
+    return torch.where(
+        probabilities[:, threshold.label] >= threshold.value, threshold.label, others
+    )
 
 # %% ../nbs/api/inference.ipynb #08b3d910
 def _head_described(head):
     "Kind of a head, with which it can be made again"
-    if isinstance(head, NormalizedLinear): return dict(kind="NormalizedLinear", scale=float(head.scale))
-    if isinstance(head, nn.Linear): return dict(kind="Linear", bias=head.bias is not None)
-    raise TypeError(f"head must be a torch.nn.Linear or a NormalizedLinear, got {type(head).__name__}")
+    if isinstance(head, NormalizedLinear):
+        return dict(kind="NormalizedLinear", scale=float(head.scale))
+    if isinstance(head, nn.Linear):
+        return dict(kind="Linear", bias=head.bias is not None)
+    raise TypeError(
+        f"head must be a torch.nn.Linear or a NormalizedLinear, got {type(head).__name__}"
+    )
+
 
 def _build_head(described, weight):
     "The head of a description, for a weight of that shape"
     classes, width = weight.shape
-    if described["kind"] == "NormalizedLinear": return NormalizedLinear(width, classes, described["scale"])
-    if described["kind"] == "Linear": return nn.Linear(width, classes, bias=bool(described["bias"]))
+    if described["kind"] == "NormalizedLinear":
+        return NormalizedLinear(width, classes, described["scale"])
+    if described["kind"] == "Linear":
+        return nn.Linear(width, classes, bias=bool(described["bias"]))
     raise ValueError(f"head must be a Linear or a NormalizedLinear, got {described['kind']!r}")
 
 # %% ../nbs/api/inference.ipynb #f1d7af15
 def _encoder_described(encoder, image_shape):
     "What makes the encoder again; None where nothing is known to"
     made_by = getattr(encoder, "made_by", None)
-    if made_by is None: return None
+    if made_by is None:
+        return None
     encoder = deepcopy(encoder).cpu().float()
-    images = 10*torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    images = 10 * torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.random.fork_rng(devices=[]): again = build_encoder(made_by)
+        with torch.random.fork_rng(devices=[]):
+            again = build_encoder(made_by)
         again.load_state_dict(encoder.state_dict())
-        same = torch.allclose(encode(again, images), encode(encoder, images), rtol=1e-3, atol=1e-5, equal_nan=True)
-    except (ValueError, TypeError, AttributeError, RuntimeError): return None
+        same = torch.allclose(
+            encode(again, images), encode(encoder, images), rtol=1e-3, atol=1e-5, equal_nan=True
+        )
+    except (ValueError, TypeError, AttributeError, RuntimeError):
+        return None
     return made_by if same else None
 
 # %% ../nbs/api/inference.ipynb #794fc100
 @patch
 def state(self: TrainedModel):  # dict for `write_state`
     "All of the model: a description, and its tensors"
-    gallery = None if self.gallery is None else dict(self.gallery._asdict(), names=list(self.gallery.names))
-    return dict(classes=list(self.classes), image_shape=list(self.image_shape), fit=self.fit, temperature=self.temperature,
-                encoder=_encoder_described(self.encoder, self.image_shape), head=_head_described(self.head), batch_size=self.batch_size,
-                about=self.about or {}, mean=self.mean, std=self.std, encoder_weights=self.encoder.state_dict(),
-                head_weights=self.head.state_dict(), valid_logits=self.valid_logits, valid_labels=self.valid_labels, gallery=gallery)
+    gallery = (
+        None
+        if self.gallery is None
+        else dict(self.gallery._asdict(), names=list(self.gallery.names))
+    )
+    return dict(
+        classes=list(self.classes),
+        image_shape=list(self.image_shape),
+        fit=self.fit,
+        temperature=self.temperature,
+        encoder=_encoder_described(self.encoder, self.image_shape),
+        head=_head_described(self.head),
+        batch_size=self.batch_size,
+        about=self.about or {},
+        mean=self.mean,
+        std=self.std,
+        encoder_weights=self.encoder.state_dict(),
+        head_weights=self.head.state_dict(),
+        valid_logits=self.valid_logits,
+        valid_labels=self.valid_labels,
+        gallery=gallery,
+    )
+
 
 @patch
-def save(self: TrainedModel,
+def save(
+    self: TrainedModel,
     folder,  # made where it is not there; a model that is in it is replaced, whole
 ):
     "Keep the model as model.json and a safetensors file. Raises OSError where that is not possible."
@@ -207,14 +280,26 @@ def model_of(
 ) -> TrainedModel:
     "The model in a state. Raises ValueError for a state that is none."
     if encoder is None and state["encoder"] is None:
-        raise ValueError("it has an encoder of your own: make one of this kind, and give it as encoder")
-    if not isinstance(encoder, nn.Module | None): raise TypeError(f"encoder must be a torch.nn.Module, got {encoder!r}")
+        raise ValueError(
+            "it has an encoder of your own: make one of this kind, and give it as encoder"
+        )
+    if not isinstance(encoder, nn.Module | None):
+        raise TypeError(f"encoder must be a torch.nn.Module, got {encoder!r}")
     encoder = build_encoder(state["encoder"]) if encoder is None else encoder
     encoder.load_state_dict(state["encoder_weights"])
     head = _build_head(state["head"], state["head_weights"]["weight"])
     head.load_state_dict(state["head_weights"])
     gallery = state["gallery"] and Gallery(**state["gallery"])
-    same = ("mean", "std", "fit", "temperature", "valid_logits", "valid_labels", "about", "batch_size")
+    same = (
+        "mean",
+        "std",
+        "fit",
+        "temperature",
+        "valid_logits",
+        "valid_labels",
+        "about",
+        "batch_size",
+    )
     tuples = {k: tuple(state[k]) for k in ("classes", "image_shape")}
     model = TrainedModel(encoder, head, gallery=gallery, **tuples, **{k: state[k] for k in same})
     _check(model)
@@ -226,34 +311,61 @@ def _texts(values):
     texts = isinstance(values, list | tuple) and all(isinstance(v, str) for v in values)
     return texts and all(v.encode("utf-8", "surrogateescape") is not None for v in values)
 
+
 def _fits(t, *shape):
     "Whether t is a tensor of that shape, where None is any size"
-    return isinstance(t, torch.Tensor) and t.ndim == len(shape) and all(b in (None, a) for a, b in zip(t.shape, shape, strict=True))
+    return (
+        isinstance(t, torch.Tensor)
+        and t.ndim == len(shape)
+        and all(b in (None, a) for a, b in zip(t.shape, shape, strict=True))
+    )
+
 
 def _labelled(t, labels, n, *shape):
     "Whether t is finite and of that shape for each image, and labels are of n classes, one for each image"
     whole = _fits(t, None, *shape) and _fits(labels, len(t)) and labels.dtype == torch.int64
-    return whole and bool(t.isfinite().all()) and (not len(t) or 0 <= labels.min() and labels.max() < n)
+    return (
+        whole
+        and bool(t.isfinite().all())
+        and (not len(t) or 0 <= labels.min() and labels.max() < n)
+    )
 
 # %% ../nbs/api/inference.ipynb #8edb6805
 def _check(model):
     "Raise ValueError where the parts of a model from a file do not fit together"
-    (channels, height, width), n, counts = model.image_shape, len(model.classes), (model.about or {}).get("train_counts")
-    if not all(type(size) is int and 0 < size <= 4096 for size in model.image_shape) or math.prod(model.image_shape) > 2**26:
-        raise ValueError(f"image_shape must be three sizes of at most 4096, and {2**26} values in all, got {model.image_shape}")
-    with torch.no_grad(): features = encode(model.encoder, torch.zeros(1, channels, height, width))
+    (channels, height, width), n, counts = (
+        model.image_shape,
+        len(model.classes),
+        (model.about or {}).get("train_counts"),
+    )
+    if (
+        not all(type(size) is int and 0 < size <= 4096 for size in model.image_shape)
+        or math.prod(model.image_shape) > 2**26
+    ):
+        raise ValueError(
+            f"image_shape must be three sizes of at most 4096, and {2**26} values in all, got {model.image_shape}"
+        )
+    with torch.no_grad():
+        features = encode(model.encoder, torch.zeros(1, channels, height, width))
     near = model.gallery
     sound = (
         _fits(model.head(features), 1, n) and model.fit in ("squish", "crop", "pad"),
-        model.mean is model.std is None or _fits(model.mean, channels) and _fits(model.std, channels),
-        model.valid_logits is model.valid_labels is None or _labelled(model.valid_logits, model.valid_labels, n, n),
-        near is None or _texts(near.names) and _labelled(near.features, near.labels, n, features.shape[1]),
+        model.mean is model.std is None
+        or _fits(model.mean, channels)
+        and _fits(model.std, channels),
+        model.valid_logits is model.valid_labels is None
+        or _labelled(model.valid_logits, model.valid_labels, n, n),
+        near is None
+        or _texts(near.names)
+        and _labelled(near.features, near.labels, n, features.shape[1]),
         near is None or len(near.names) == len(near.labels),
         _texts(model.classes) and len(set(model.classes)) == n,
-        counts is None or isinstance(counts, list) and [type(c) for c in counts] == [int]*n,
+        counts is None or isinstance(counts, list) and [type(c) for c in counts] == [int] * n,
         type(model.temperature) is float and 1e-3 <= model.temperature <= 1e3,
-        type(model.batch_size) is int and 0 < model.batch_size < 2**31)
-    if not all(sound): raise ValueError("its parts do not fit together")
+        type(model.batch_size) is int and 0 < model.batch_size < 2**31,
+    )
+    if not all(sound):
+        raise ValueError("its parts do not fit together")
 
 # %% ../nbs/api/inference.ipynb #7d844d96
 def load_model(
@@ -262,29 +374,50 @@ def load_model(
 ) -> TrainedModel:
     "Read a model back. Raises FileNotFoundError where there is none, ValueError for a damaged one; nothing in the folder is ever run."
     state = read_state(folder, "model")
-    if state is None: raise FileNotFoundError(f"there is no model in {str(folder)!r}: a folder with model.json is expected")
-    try: return model_of(state, encoder)
-    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, ValueError) as error:
-        raise ValueError(f"{Path(folder)/'model.json'}: not a model that can be used ({' '.join(str(error).split())[:300]})") from error
+    if state is None:
+        raise FileNotFoundError(
+            f"there is no model in {str(folder)!r}: a folder with model.json is expected"
+        )
+    try:
+        return model_of(state, encoder)
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"{Path(folder) / 'model.json'}: not a model that can be used ({' '.join(str(error).split())[:300]})"
+        ) from error
 
 # %% ../nbs/api/inference.ipynb #cd94990d
 class Answer(NamedTuple):
     "What a model says of one file"
+
     file: str
     problem: str = None  # what is wrong with the file; None: nothing
     probabilities: torch.Tensor = None  # (classes,)
     features: torch.Tensor = None  # (width,)
 
+
 @patch
-def predict_files(self: TrainedModel,
+def predict_files(
+    self: TrainedModel,
     files,  # iterable of paths
     chunk=256,  # files that are decoded before the model sees them
 ) -> Iterator[Answer]:  # in the order of the files
     "Answers for image files. Raises ValueError for a model of images that no file was made into."
     height, width = self.image_shape[1:]
-    if height != width: raise ValueError(f"files need a model of square images, this one has {height} x {width} pixels")
+    if height != width:
+        raise ValueError(
+            f"files need a model of square images, this one has {height} x {width} pixels"
+        )
     if self.mean is None:
-        raise ValueError("files need a model that knows how its images were normalised, this one was trained on prepared ones")
+        raise ValueError(
+            "files need a model that knows how its images were normalised, this one was trained on prepared ones"
+        )
     return self._answers([str(f) for f in files], chunk)
 
 # %% ../nbs/api/inference.ipynb #8f492b25
@@ -292,15 +425,43 @@ def predict_files(self: TrainedModel,
 def _answers(self: TrainedModel, files, chunk):
     "What `predict_files` yields"
     channels, height, _ = self.image_shape
-    for some in (files[i:i + chunk] for i in range(0, len(files), chunk)):
-        loaded = load_images([ImageFile(f) for f in some], height, channels=channels, fit=self.fit, cache=False, workers=0)
-        features, logits = self.outputs(loaded.images) if len(loaded.images) else ([], torch.empty(0, len(self.classes)))
-        answers = zip((logits/self.temperature).softmax(1), features, strict=True)
+    for some in (files[i : i + chunk] for i in range(0, len(files), chunk)):
+        loaded = load_images(
+            [ImageFile(f) for f in some],
+            height,
+            channels=channels,
+            fit=self.fit,
+            cache=False,
+            workers=0,
+        )
+        features, logits = (
+            self.outputs(loaded.images)
+            if len(loaded.images)
+            else ([], torch.empty(0, len(self.classes)))
+        )
+        answers = zip((logits / self.temperature).softmax(1), features, strict=True)
         for i, file in enumerate(some):
-            yield Answer(file, loaded.problems[i]) if i in loaded.problems else Answer(file, None, *next(answers))
+            yield (
+                Answer(file, loaded.problems[i])
+                if i in loaded.problems
+                else Answer(file, None, *next(answers))
+            )
 
 # %% ../nbs/api/inference.ipynb #047e1c8d
-_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2")
+_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+)
+
 
 def image_paths(
     paths,  # files and folders
@@ -308,29 +469,45 @@ def image_paths(
     "Files to ask a model about. Raises FileNotFoundError for a path that is not there, ValueError for a folder without images."
     found = []
     for path in map(Path, paths):
-        if not path.exists(): raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
         inside = [path] if not path.is_dir() else _images_below(path)
-        if not inside: raise ValueError(f"folder {str(path)!r} holds no images ({' '.join(_ENDINGS)})")
+        if not inside:
+            raise ValueError(f"folder {str(path)!r} holds no images ({' '.join(_ENDINGS)})")
         found += inside
     return found
+
 
 def _images_below(folder):
     "Image files in and below a folder; folders that are links are not entered"
     closed = []  # folders that cannot be read: files with a problem, as it were
-    found = [Path(where, name) for where, _, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename)))
-             for name in names if name.lower().endswith(_ENDINGS)]
+    found = [
+        Path(where, name)
+        for where, _, names in os.walk(
+            folder, onerror=lambda error: closed.append(Path(error.filename))
+        )
+        for name in names
+        if name.lower().endswith(_ENDINGS)
+    ]
     found = sorted(found + closed)
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return [
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 # %% ../nbs/api/inference.ipynb #eb28f8b3
 @patch
-def nearest(self: TrainedModel,
+def nearest(
+    self: TrainedModel,
     features,  # (n, width) of images, as `outputs` gives them
     k=5,  # neighbours, 1..images in the gallery
 ):  # indices (n, k) into the gallery, nearest first, and cosines (n, k)
     "Training images nearest to others in the space of features. Raises ValueError without gallery and for k out of range."
-    if self.gallery is None: raise ValueError("neighbours need the training images, and this model was kept without")
-    if not 1 <= k <= len(self.gallery.features): raise ValueError(f"neighbours must be in 1..{len(self.gallery.features)}, got {k}")
+    if self.gallery is None:
+        raise ValueError("neighbours need the training images, and this model was kept without")
+    if not 1 <= k <= len(self.gallery.features):
+        raise ValueError(f"neighbours must be in 1..{len(self.gallery.features)}, got {k}")
     unit = F.normalize(self.gallery.features.float(), dim=1)
     found = [(F.normalize(x.float(), dim=1) @ unit.T).topk(k) for x in features.split(1024)]
     return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
@@ -338,29 +515,55 @@ def nearest(self: TrainedModel,
 # %% ../nbs/api/inference.ipynb #feb073db
 class _Whole(nn.Module):
     "Images to probabilities"
+
     def __init__(self, model):
         super().__init__()
-        self.encoder, self.head, self.temperature = deepcopy(model.encoder), deepcopy(model.head), model.temperature
-        for name in ("mean", "std"): self.register_buffer(name, getattr(model, name))
+        self.encoder, self.head, self.temperature = (
+            deepcopy(model.encoder),
+            deepcopy(model.head),
+            model.temperature,
+        )
+        for name in ("mean", "std"):
+            self.register_buffer(name, getattr(model, name))
+
     def forward(self, images):
         x = images if self.mean is None else normalized(images, self.mean, self.std)
-        return (self.head(self.encoder(x))/self.temperature).softmax(1)
+        return (self.head(self.encoder(x)) / self.temperature).softmax(1)
+
 
 @patch
-def exported(self: TrainedModel):  # torch.export.ExportedProgram: images (n, channels, height, width) to probabilities (n, classes), n >= 1
+def exported(
+    self: TrainedModel,
+):  # torch.export.ExportedProgram: images (n, channels, height, width) to probabilities (n, classes), n >= 1
     "The model as a graph, for `torch.export.save` and whatever reads that; images are uint8, or float for a model without mean"
     whole = _Whole(self).cpu().eval()
-    example = torch.zeros(2, *self.image_shape, dtype=torch.float32 if self.mean is None else torch.uint8)
-    return torch.export.export(whole, (example,), dynamic_shapes=({0: torch.export.Dim("images", min=1, max=2**16)},))
+    example = torch.zeros(
+        2, *self.image_shape, dtype=torch.float32 if self.mean is None else torch.uint8
+    )
+    return torch.export.export(
+        whole, (example,), dynamic_shapes=({0: torch.export.Dim("images", min=1, max=2**16)},)
+    )
 
 # %% ../nbs/api/inference.ipynb #8ae1f00c
 @patch
-def export_onnx(self: TrainedModel,
+def export_onnx(
+    self: TrainedModel,
     path,  # of the file, usually .onnx
 ):
     "Write the model for ONNX run-times: `images` as for `exported` to `probabilities`. Raises RuntimeError without the extra `onnx`."
-    try: import onnx, onnxscript  # noqa: E401, F401
-    except ImportError as error: raise RuntimeError("ONNX export needs two packages more: python -m pip install onnx onnxscript") from error
-    program = torch.onnx.export(self.exported(), (), input_names=["images"], output_names=["probabilities"], dynamo=True,
-                                dynamic_shapes=({0: "n"},), verbose=False)
+    try:
+        import onnx, onnxscript  # noqa: E401, F401
+    except ImportError as error:
+        raise RuntimeError(
+            "ONNX export needs two packages more: python -m pip install onnx onnxscript"
+        ) from error
+    program = torch.onnx.export(
+        self.exported(),
+        (),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamo=True,
+        dynamic_shapes=({0: "n"},),
+        verbose=False,
+    )
     write_atomic(path, program.model_proto.SerializeToString())

@@ -23,17 +23,24 @@ def _contents(folder, name):
     "The bytes of a table below `folder`: at its place, at the top, or in an archive of its name; FileNotFoundError where it is not"
     name = Path(name)
     for path in (folder / name, folder / name.name):
-        if path.is_file(): return read_file(ImageFile(str(path)))
+        if path.is_file():
+            return read_file(ImageFile(str(path)))
     archive = folder / f"{name.stem}.zip"
     member = zip_members(archive).get(name.name) if archive.is_file() else None
-    if member: return read_file(member)
-    raise FileNotFoundError(f"there is no {name.name} in {folder}, neither in a folder {name.stem} nor in an archive {archive.name}")
+    if member:
+        return read_file(member)
+    raise FileNotFoundError(
+        f"there is no {name.name} in {folder}, neither in a folder {name.stem} nor in an archive {archive.name}"
+    )
+
 
 def _read_table(folder, name, columns):
     "A table with its lines in the index; ValueError where it has other columns"
     table = read_table(_contents(folder, name), Path(name).name)
     if missing := [c for c in columns if c not in table]:
-        raise ValueError(f"{Path(name).name} in {folder} must have the columns {', '.join(columns)}; there is no {', '.join(missing)}")
+        raise ValueError(
+            f"{Path(name).name} in {folder} must have the columns {', '.join(columns)}; there is no {', '.join(missing)}"
+        )
     return table.set_axis([f"{Path(name).name} {line}" for line in table.index])
 
 # %% ../nbs/api/isic.ipynb #665c47e8
@@ -49,70 +56,116 @@ def _part(folder, part):
     "Table of one part: path, label (list of classes), lesion, split"
     truth = _read_table(folder, GROUND_TRUTH.format(part), ("image", *LESION_CLASSES))
     if unknown := sorted(set(truth) - {"image", *LESION_CLASSES}):
-        raise ValueError(f"{GROUND_TRUTH.format(part)} has unknown classes: {', '.join(unknown)}; known are {', '.join(LESION_CLASSES)}")
+        raise ValueError(
+            f"{GROUND_TRUTH.format(part)} has unknown classes: {', '.join(unknown)}; known are {', '.join(LESION_CLASSES)}"
+        )
     marked = truth[list(LESION_CLASSES)].apply(pd.to_numeric, errors="coerce") == 1
-    labels = [[c for c, is_it in zip(LESION_CLASSES, row, strict=True) if is_it] for row in marked.to_numpy()]
+    labels = [
+        [c for c, is_it in zip(LESION_CLASSES, row, strict=True) if is_it]
+        for row in marked.to_numpy()
+    ]
     split = dict(Training="train", Validation="valid", Test="test")[part]
-    table = pd.DataFrame(dict(path=_paths(folder, part, truth.image), label=labels, split=split), index=truth.index)
-    return table.assign(lesion=_lesions(folder, truth.image) if part == "Training" else [f"{part} {image}" for image in truth.image])
+    table = pd.DataFrame(
+        dict(path=_paths(folder, part, truth.image), label=labels, split=split), index=truth.index
+    )
+    return table.assign(
+        lesion=_lesions(folder, truth.image)
+        if part == "Training"
+        else [f"{part} {image}" for image in truth.image]
+    )
 
 # %% ../nbs/api/isic.ipynb #772cdc5a
 def _lesions(folder, images):
     "The lesion of each image; None where the list does not have it"
-    table = _read_table(folder, GROUPINGS, ("image", "lesion_id"))[["image", "lesion_id"]].drop_duplicates()
-    if len(twice := table.image[table.image.duplicated()]): raise ValueError(f"{GROUPINGS} gives two lesions to {', '.join(twice.head())}")
+    table = _read_table(folder, GROUPINGS, ("image", "lesion_id"))[
+        ["image", "lesion_id"]
+    ].drop_duplicates()
+    if len(twice := table.image[table.image.duplicated()]):
+        raise ValueError(f"{GROUPINGS} gives two lesions to {', '.join(twice.head())}")
     lesion = dict(zip(table.image, table.lesion_id, strict=True))
     return [lesion.get(image) for image in images]
 
 # %% ../nbs/api/isic.ipynb #ea4def05
 _METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
 
+
 def _ham10000(folder, metadata):
     "The table of path, label, lesion and split of HAM10000"
     table = _read_table(folder, metadata, ("lesion_id", "image_id", "dx"))
     found = {path.stem: str(path.relative_to(folder)) for path in sorted(folder.glob("**/*.jpg"))}
-    for archive in sorted(folder.glob("**/*.zip")): found = {Path(name).stem: file for name, file in zip_members(archive).items()} | found
+    for archive in sorted(folder.glob("**/*.zip")):
+        found = {Path(name).stem: file for name, file in zip_members(archive).items()} | found
     paths = [found.get(image, f"{image}.jpg") for image in table.image_id]
     labels = [[dx.upper()] if isinstance(dx, str) else [] for dx in table.dx]
-    return pd.DataFrame(dict(path=paths, label=labels, lesion=table.lesion_id, split="train"), index=table.index)
+    return pd.DataFrame(
+        dict(path=paths, label=labels, lesion=table.lesion_id, split="train"), index=table.index
+    )
 
 # %% ../nbs/api/isic.ipynb #97c20be7
-ISIC_SPLITS = dict(drawn=("Training",), official_test=("Training", "Test"), official=("Training", "Validation", "Test"))
+ISIC_SPLITS = dict(
+    drawn=("Training",),
+    official_test=("Training", "Test"),
+    official=("Training", "Validation", "Test"),
+)
+
 
 def isic2018(
-    source, # folder with the published files, of ISIC 2018 task 3 or of HAM10000, as they are or in their archives
-    classes=("MEL", "DF"), # of MEL, NV, BCC, AKIEC, BKL, DF, VASC, in this order; or "all"
+    source,  # folder with the published files, of ISIC 2018 task 3 or of HAM10000, as they are or in their archives
+    classes=("MEL", "DF"),  # of MEL, NV, BCC, AKIEC, BKL, DF, VASC, in this order; or "all"
     *,
-    splits="drawn", # "drawn", "official_test" or "official"
-    **kwargs, # of from_dataframe: shares, seed, on_error, size (of the decoded images) and others
-)->ImageData: # images uint8 (n, channels, size, size)
+    splits="drawn",  # "drawn", "official_test" or "official"
+    **kwargs,  # of from_dataframe: shares, seed, on_error, size (of the decoded images) and others
+) -> ImageData:  # images uint8 (n, channels, size, size)
     """Skin lesions with the photographs of a lesion in one split, decoded once (see `from_dataframe`).
 
     Raises FileNotFoundError for missing folders and tables, ValueError for tables of another form and unknown classes, BadImages."""
     folder = Path(source).expanduser()
     table, classes = _table(folder, splits), _chosen(classes)
-    table = table[[len(label) != 1 or label[0] in classes or label[0] not in LESION_CLASSES for label in table.label]]
-    if splits == "drawn": table = table.drop(columns="split")
+    table = table[
+        [
+            len(label) != 1 or label[0] in classes or label[0] not in LESION_CLASSES
+            for label in table.label
+        ]
+    ]
+    if splits == "drawn":
+        table = table.drop(columns="split")
     name = "synthetic_lesions" if (folder / NOTICE).is_file() else "isic2018"
     columns = dict(group_column="lesion", split_column=None if splits == "drawn" else "split")
-    return from_dataframe(table, root=folder, classes=classes, **columns, **dict(name=name, source=str(source)) | kwargs)
+    return from_dataframe(
+        table,
+        root=folder,
+        classes=classes,
+        **columns,
+        **dict(name=name, source=str(source)) | kwargs,
+    )
 
 # %% ../nbs/api/isic.ipynb #ec19d6ef
 def _chosen(classes):
     "Names of the classes, checked"
     names = LESION_CLASSES if isinstance(classes, str) and classes == "all" else classes
-    unknown = [str(c) for c in ([names] if isinstance(names, str) else names) if c not in LESION_CLASSES]
+    unknown = [
+        str(c) for c in ([names] if isinstance(names, str) else names) if c not in LESION_CLASSES
+    ]
     if unknown or len(set(names)) < max(2, len(names)):
-        raise ValueError(f"classes must be two or more of {', '.join(LESION_CLASSES)}, each once, or 'all', got {classes!r}")
+        raise ValueError(
+            f"classes must be two or more of {', '.join(LESION_CLASSES)}, each once, or 'all', got {classes!r}"
+        )
     return tuple(names)
+
 
 def _table(folder, splits):
     "The table of all images of the parts that are needed"
-    if splits not in ISIC_SPLITS: raise ValueError(f"splits must be one of {', '.join(ISIC_SPLITS)}, got {splits!r}")
+    if splits not in ISIC_SPLITS:
+        raise ValueError(f"splits must be one of {', '.join(ISIC_SPLITS)}, got {splits!r}")
     if not folder.is_dir():
-        raise FileNotFoundError(f"source must be a folder with ISIC 2018 task 3 or HAM10000, and there is no folder {str(folder)!r}")
+        raise FileNotFoundError(
+            f"source must be a folder with ISIC 2018 task 3 or HAM10000, and there is no folder {str(folder)!r}"
+        )
     for metadata in _METADATA:
         if (folder / metadata).is_file():
-            if splits == "drawn": return _ham10000(folder, metadata)
-            raise ValueError(f"splits must be drawn for HAM10000, which has one part, got {splits!r}")
+            if splits == "drawn":
+                return _ham10000(folder, metadata)
+            raise ValueError(
+                f"splits must be drawn for HAM10000, which has one part, got {splits!r}"
+            )
     return pd.concat([_part(folder, part) for part in ISIC_SPLITS[splits]])

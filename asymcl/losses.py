@@ -24,18 +24,23 @@ def _log_probabilities(scores, own):
     scores = scores.masked_fill(own, -torch.inf)
     column = scores.argmax(1, keepdim=True)
     scores = scores - scores.gather(1, column).detach()
-    total = scores.logsumexp(1, keepdim=True)  # 0 to log(m): beside scores of 1e9 it would be rounded away
+    total = scores.logsumexp(
+        1, keepdim=True
+    )  # 0 to log(m): beside scores of 1e9 it would be rounded away
     top = torch.zeros_like(own).scatter(1, column, total < math.log(2))
     rest = scores.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True)
     logit = scores.gather(1, column) - rest
     log_p = torch.where(top, F.logsigmoid(logit), (scores - total).masked_fill(own, 0))
-    p = log_p.exp().masked_fill(top | own, 0)  # where the other branch is taken, keep log1p away from its pole
+    p = log_p.exp().masked_fill(
+        top | own, 0
+    )  # where the other branch is taken, keep log1p away from its pole
     return log_p, torch.where(top, F.logsigmoid(-logit), torch.log1p(-p))
 
 # %% ../nbs/api/losses.ipynb #02a8b261
 def _same_class(labels, others):
     "Weight in [0, 1] with which `others` (m,) or (m, classes) are positives of `labels` (n,) or (n, classes)"
-    if labels.ndim == 1: return (labels[:, None] == others).float()
+    if labels.ndim == 1:
+        return (labels[:, None] == others).float()
     return labels @ others.T
 
 # %% ../nbs/api/losses.ipynb #bdf90c7c
@@ -47,139 +52,204 @@ def _column_images(n, views, references, device):
 # %% ../nbs/api/losses.ipynb #5f851c25
 def _spread_weights(rows, images):
     "Function: anchors (b,) to positive weights (b, columns), from `rows`: images (b,) to weights (b, n + references)"
+
     def weights(anchors):
         own = images[anchors]
         return rows(own)[:, images].masked_fill(own[:, None] == images, 1)
+
     return weights
 
 # %% ../nbs/api/losses.ipynb #2d944ad8
 def _unit(x):
     "Rows of `x` scaled to length one; a zero row stays zero"
-    size = x.detach().abs().amax(-1, keepdim=True)  # first to a largest entry of one, whose square neither overflows nor vanishes
-    x = x/size.masked_fill(size == 0, 1)
+    size = (
+        x.detach().abs().amax(-1, keepdim=True)
+    )  # first to a largest entry of one, whose square neither overflows nor vanishes
+    x = x / size.masked_fill(size == 0, 1)
     length = x.norm(dim=-1, keepdim=True)
-    return x/length.masked_fill(length == 0, 1)
+    return x / length.masked_fill(length == 0, 1)
 
 # %% ../nbs/api/losses.ipynb #0771c188
 def _average(values, weights, averaging):
     "Sum of `values` over the pairs with `weights`, per anchor, divided by the pairs or by the anchors"
-    total = (values*weights).sum(1)
-    if averaging == "batch": return total/len(weights)
+    total = (values * weights).sum(1)
+    if averaging == "batch":
+        return total / len(weights)
     count = weights.sum(1)
-    return total/count.masked_fill(count == 0, 1)
+    return total / count.masked_fill(count == 0, 1)
 
 # %% ../nbs/api/losses.ipynb #a48d04ff
 def _anchor_losses(columns, weights, temperature, gamma, eta, averaging):
     "AFCL of every anchor, from columns (m, d) of which the first n are the anchors, and positive weights (n, m)"
-    if len(columns) <= 2: return 0*columns[:len(weights)].sum(1)
-    scores = columns[:len(weights)] @ columns.T/temperature
+    if len(columns) <= 2:
+        return 0 * columns[: len(weights)].sum(1)
+    scores = columns[: len(weights)] @ columns.T / temperature
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     log_p, log_not_p = _log_probabilities(scores, own)
-    attraction = log_p if gamma == 0 else (gamma*log_not_p).exp()*log_p
+    attraction = log_p if gamma == 0 else (gamma * log_not_p).exp() * log_p
     losses = -_average(attraction, weights.masked_fill(own, 0), averaging)
-    if eta == 0: return losses
-    return losses - eta*_average(log_not_p, (1 - weights).masked_fill(own, 0), averaging)
+    if eta == 0:
+        return losses
+    return losses - eta * _average(log_not_p, (1 - weights).masked_fill(own, 0), averaging)
 
 # %% ../nbs/api/losses.ipynb #222f2879
 def _check_settings(gamma, eta, temperature, averaging, reduction, backend):
     "gamma, eta and temperature as floats; TypeError or ValueError for a setting outside its range"
-    for name, value, zero in [("gamma", gamma, True), ("eta", eta, True), ("temperature", temperature, False)]:
-        if not isinstance(value, Real): raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if 1e30 < value < math.inf: raise ValueError(f"{name} must stay below 1e30, got {value}")
+    for name, value, zero in [
+        ("gamma", gamma, True),
+        ("eta", eta, True),
+        ("temperature", temperature, False),
+    ]:
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if 1e30 < value < math.inf:
+            raise ValueError(f"{name} must stay below 1e30, got {value}")
         if not (math.isfinite(value) and (value > 0 or zero and value == 0)):
-            raise ValueError(f"{name} must be a finite number {'>= 0' if zero else '> 0'}, got {value}")
-    if (1 + eta)/temperature > 1e30: raise ValueError(f"eta/temperature must stay below 1e30, got {eta}/{temperature}")
-    for name, value, allowed in [("averaging", averaging, ("pairs", "batch")), ("reduction", reduction, ("mean", "sum", "none")),
-                                 ("backend", backend, ("auto", "plain", "fused"))]:
-        if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(
+                f"{name} must be a finite number {'>= 0' if zero else '> 0'}, got {value}"
+            )
+    if (1 + eta) / temperature > 1e30:
+        raise ValueError(f"eta/temperature must stay below 1e30, got {eta}/{temperature}")
+    for name, value, allowed in [
+        ("averaging", averaging, ("pairs", "batch")),
+        ("reduction", reduction, ("mean", "sum", "none")),
+        ("backend", backend, ("auto", "plain", "fused")),
+    ]:
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     return float(gamma), float(eta), float(temperature)
 
 # %% ../nbs/api/losses.ipynb #95e8880a
 def _check_embeddings(name, x, shapes, dims):
     "Raise TypeError or ValueError unless `x` is a non-empty floating tensor with one of `dims` dimensions"
-    if not isinstance(x, torch.Tensor): raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if not x.is_floating_point(): raise TypeError(f"{name} must be of a floating type, got {x.dtype}")
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be of a floating type, got {x.dtype}")
     if x.ndim not in dims or 0 in x.shape:
-        raise ValueError(f"{name} must have shape {shapes} with no empty dimension, got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have shape {shapes} with no empty dimension, got {tuple(x.shape)}"
+        )
 
 # %% ../nbs/api/losses.ipynb #ba3075ac
 def _check_labels(name, labels, n):
     "Raise TypeError or ValueError unless `labels` are n integers or n rows of soft labels"
-    if not isinstance(labels, torch.Tensor): raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    if not isinstance(labels, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
     if labels.ndim not in (1, 2) or len(labels) != n:
-        raise ValueError(f"{name} must have shape ({n},) or ({n}, classes) to go with {n} embeddings, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"{name} must have shape ({n},) or ({n}, classes) to go with {n} embeddings, got {tuple(labels.shape)}"
+        )
     if labels.ndim == 1 and (labels.is_floating_point() or labels.is_complex()):
-        raise TypeError(f"{name} must be integers, got {labels.dtype}; soft labels have shape ({n}, classes)")
+        raise TypeError(
+            f"{name} must be integers, got {labels.dtype}; soft labels have shape ({n}, classes)"
+        )
     if labels.ndim == 2 and not labels.is_floating_point():
-        raise TypeError(f"soft {name} of shape ({n}, classes) must be of a floating type, got {labels.dtype}; "
-                        "give a mask over pairs as pair_mask")
+        raise TypeError(
+            f"soft {name} of shape ({n}, classes) must be of a floating type, got {labels.dtype}; "
+            "give a mask over pairs as pair_mask"
+        )
 
 # %% ../nbs/api/losses.ipynb #63495d59
 def _check_mask(pair_mask, n, columns):
     "Raise TypeError or ValueError unless `pair_mask` is a boolean or floating (n, columns) tensor"
-    if not isinstance(pair_mask, torch.Tensor) or not (pair_mask.dtype == torch.bool or pair_mask.is_floating_point()):
-        raise TypeError(f"pair_mask must be a boolean or floating tensor, got {getattr(pair_mask, 'dtype', type(pair_mask).__name__)}")
+    if not isinstance(pair_mask, torch.Tensor) or not (
+        pair_mask.dtype == torch.bool or pair_mask.is_floating_point()
+    ):
+        raise TypeError(
+            f"pair_mask must be a boolean or floating tensor, got {getattr(pair_mask, 'dtype', type(pair_mask).__name__)}"
+        )
     if pair_mask.shape != (n, columns):
-        raise ValueError(f"pair_mask must have shape ({n}, {columns}): n embeddings by n + references, got {tuple(pair_mask.shape)}")
+        raise ValueError(
+            f"pair_mask must have shape ({n}, {columns}): n embeddings by n + references, got {tuple(pair_mask.shape)}"
+        )
 
 # %% ../nbs/api/losses.ipynb #167779b5
 def _check_pairs(labels, reference_labels, pair_mask, n, references):
     "Raise TypeError or ValueError unless labels, or a mask, say of every pair of images whether it is positive"
     if (labels is None) == (pair_mask is None):
-        raise ValueError("give either labels or pair_mask, got " + ("neither" if labels is None else "both"))
+        raise ValueError(
+            "give either labels or pair_mask, got " + ("neither" if labels is None else "both")
+        )
     if pair_mask is not None:
-        if reference_labels is not None: raise ValueError("reference_labels cannot be given with pair_mask, which has its columns")
+        if reference_labels is not None:
+            raise ValueError(
+                "reference_labels cannot be given with pair_mask, which has its columns"
+            )
         return _check_mask(pair_mask, n, n + references)
     _check_labels("labels", labels, n)
-    if (reference_labels is None) != (references == 0): raise ValueError("give reference and reference_labels together")
-    if not references: return
+    if (reference_labels is None) != (references == 0):
+        raise ValueError("give reference and reference_labels together")
+    if not references:
+        return
     _check_labels("reference_labels", reference_labels, references)
     if labels.shape[1:] != reference_labels.shape[1:]:
-        raise ValueError(f"labels and reference_labels must be of one kind, got {tuple(labels.shape)} and {tuple(reference_labels.shape)}")
+        raise ValueError(
+            f"labels and reference_labels must be of one kind, got {tuple(labels.shape)} and {tuple(reference_labels.shape)}"
+        )
 
 # %% ../nbs/api/losses.ipynb #3d6aab3b
 def _column_pairs(labels, reference_labels, pair_mask, images, dtype):
     "Class of every column (columns,), or a function: anchors (b,) to positive weights (b, columns) of `dtype`"
-    if pair_mask is not None: return _spread_weights(lambda i: pair_mask[i].to(dtype), images)
-    dtype = torch.int64 if labels.ndim == 1 else dtype  # in which narrow integers cannot wrap, and truth values can be sorted
+    if pair_mask is not None:
+        return _spread_weights(lambda i: pair_mask[i].to(dtype), images)
+    dtype = (
+        torch.int64 if labels.ndim == 1 else dtype
+    )  # in which narrow integers cannot wrap, and truth values can be sorted
     labels = torch.cat([o.to(dtype) for o in (labels, reference_labels) if o is not None])
-    if labels.ndim == 1: return labels[images]
+    if labels.ndim == 1:
+        return labels[images]
     return _spread_weights(lambda i: _same_class(labels[i], labels), images)
 
 # %% ../nbs/api/losses.ipynb #6222b317
 def _all_weights(pairs, anchors, dtype):
     "Positive weights (anchors, columns) of what `_column_pairs` gives"
-    if callable(pairs): return pairs(torch.arange(anchors))
+    if callable(pairs):
+        return pairs(torch.arange(anchors))
     return _same_class(pairs[:anchors], pairs).to(dtype)
 
 # %% ../nbs/api/losses.ipynb #216edc3b
 def _check_finite(columns, temperature, normalize):
     "Raise ValueError if columns are not finite, or so long that their scores overflow"
     if not columns.isfinite().all():
-        counts = f"{int(columns.isnan().sum())} NaN and {int(columns.isinf().sum())} infinite values"
+        counts = (
+            f"{int(columns.isnan().sum())} NaN and {int(columns.isinf().sum())} infinite values"
+        )
         raise ValueError(f"embeddings and reference must be finite, got {counts}")
     longest = columns.norm(dim=-1).max()
-    if not normalize and not (longest**2/temperature).isfinite():
-        raise ValueError(f"embeddings and reference must be short enough for {columns.dtype}, got a length of {longest:.3g} "
-                         f"with temperature={temperature}; use normalize=True")
+    if not normalize and not (longest**2 / temperature).isfinite():
+        raise ValueError(
+            f"embeddings and reference must be short enough for {columns.dtype}, got a length of {longest:.3g} "
+            f"with temperature={temperature}; use normalize=True"
+        )
 
 # %% ../nbs/api/losses.ipynb #3f43ad98
 def _check_weights(labels, reference_labels, pair_mask):
     "Raise ValueError if soft labels or pair weights leave [0, 1], or soft labels do not sum to one"
-    for name, x in [("labels", labels), ("reference_labels", reference_labels), ("pair_mask", pair_mask)]:
-        if x is None or not x.is_floating_point(): continue
-        if not ((x >= 0) & (x <= 1)).all(): raise ValueError(f"{name} must lie in [0, 1], got values from {x.min():.3g} to {x.max():.3g}")
+    for name, x in [
+        ("labels", labels),
+        ("reference_labels", reference_labels),
+        ("pair_mask", pair_mask),
+    ]:
+        if x is None or not x.is_floating_point():
+            continue
+        if not ((x >= 0) & (x <= 1)).all():
+            raise ValueError(
+                f"{name} must lie in [0, 1], got values from {x.min():.3g} to {x.max():.3g}"
+            )
         sums = x.float().sum(1)
         if name != "pair_mask" and not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-            raise ValueError(f"each row of soft {name} must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}")
+            raise ValueError(
+                f"each row of soft {name} must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}"
+            )
 
 # %% ../nbs/api/losses.ipynb #2b950f23
 def asymmetric_focal_contrastive_loss(
     embeddings,  # (n, d), or (n, views, d) for several views of each image; any floating type
     labels=None,  # integers (n,), or soft labels (n, classes) whose rows sum to one
     *,
-    gamma=0.,  # focusing exponent >= 0 on positives; 0 gives CL or ACL
-    eta=0.,  # weight >= 0 of the negatives' term; 0 gives CL or FCL
+    gamma=0.0,  # focusing exponent >= 0 on positives; 0 gives CL or ACL
+    eta=0.0,  # weight >= 0 of the negatives' term; 0 gives CL or FCL
     temperature=0.07,  # > 0; cosine similarities are divided by it
     averaging="pairs",  # "pairs": divide each sum by its pairs; "batch": by the number of anchors
     normalize=True,  # scale embeddings (and reference) to length one first
@@ -192,12 +262,25 @@ def asymmetric_focal_contrastive_loss(
 ):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
     """AFCL of Vito & Stefanus (2022); CL (SupCon), FCL and ACL as special cases. Views of one image are positives of each other; an empty
     sum is zero. Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
-    gamma, eta, temperature = _check_settings(gamma, eta, temperature, averaging, reduction, backend)
+    gamma, eta, temperature = _check_settings(
+        gamma, eta, temperature, averaging, reduction, backend
+    )
     _check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
     columns = _columns(embeddings, reference, temperature, normalize, check_values)
-    pairs = _pairs(embeddings, labels, reference, reference_labels, pair_mask, columns.dtype, check_values)
-    losses = _losses_by(backend, columns, pairs, embeddings.shape[:-1].numel(), reduction,
-                        temperature=temperature, gamma=gamma, eta=eta, averaging=averaging)
+    pairs = _pairs(
+        embeddings, labels, reference, reference_labels, pair_mask, columns.dtype, check_values
+    )
+    losses = _losses_by(
+        backend,
+        columns,
+        pairs,
+        embeddings.shape[:-1].numel(),
+        reduction,
+        temperature=temperature,
+        gamma=gamma,
+        eta=eta,
+        averaging=averaging,
+    )
     return losses.view(embeddings.shape[:-1]) if reduction == "none" else losses
 
 # %% ../nbs/api/losses.ipynb #aeb3eac8
@@ -207,11 +290,14 @@ def _columns(embeddings, reference, temperature, normalize, check_values):
     if reference is not None:
         _check_embeddings("reference", reference, "(r, d)", (2,))
         if reference.shape[-1] != embeddings.shape[-1]:
-            raise ValueError(f"reference must have width {embeddings.shape[-1]} as embeddings, got {reference.shape[-1]}")
+            raise ValueError(
+                f"reference must have width {embeddings.shape[-1]} as embeddings, got {reference.shape[-1]}"
+            )
         parts.append(reference)
     dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     columns = torch.cat([_plain(x).flatten(0, -2).to(dtype) for x in parts])
-    if check_values: _check_finite(columns.detach(), temperature, normalize)
+    if check_values:
+        _check_finite(columns.detach(), temperature, normalize)
     return _unit(columns) if normalize else columns
 
 # %% ../nbs/api/losses.ipynb #83798c25
@@ -226,28 +312,34 @@ def _pairs(embeddings, labels, reference, reference_labels, pair_mask, dtype, ch
     references = 0 if reference is None else len(reference)
     labels, reference_labels, pair_mask = (_plain(o) for o in (labels, reference_labels, pair_mask))
     _check_pairs(labels, reference_labels, pair_mask, n, references)
-    if check_values: _check_weights(labels, reference_labels, pair_mask)
+    if check_values:
+        _check_weights(labels, reference_labels, pair_mask)
     images = _column_images(n, views, references, embeddings.device)
     return _column_pairs(labels, reference_labels, pair_mask, images, dtype)
 
 # %% ../nbs/api/losses.ipynb #c8222558
 def _losses_by(backend, columns, pairs, anchors, reduction, **settings):
     "Losses of the first `anchors` columns, reduced, by one of the two implementations"
+
     def plain(x):
         with torch.autocast(x.device.type, enabled=False):
             return _anchor_losses(x, _all_weights(pairs, anchors, x.dtype), **settings)
+
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     fused = backend == "fused" or backend == "auto" and not traced
-    if fused: return fused_losses(columns, pairs, anchors, plain, reduction=reduction, **settings)
+    if fused:
+        return fused_losses(columns, pairs, anchors, plain, reduction=reduction, **settings)
     losses = plain(columns)
     return losses if reduction == "none" else getattr(losses, reduction)()
 
 # %% ../nbs/api/losses.ipynb #26e1a408
 class AsymmetricFocalContrastiveLoss(nn.Module):
     "`asymmetric_focal_contrastive_loss` with its settings; call with embeddings and labels"
-    def __init__(self,
-        gamma=2.,  # focusing exponent >= 0
-        eta=10.,  # weight >= 0 of the negatives' term
+
+    def __init__(
+        self,
+        gamma=2.0,  # focusing exponent >= 0
+        eta=10.0,  # weight >= 0 of the negatives' term
         temperature=0.07,  # > 0
         averaging="pairs",  # "pairs" or "batch"
         normalize=True,  # scale embeddings to length one first
@@ -257,31 +349,58 @@ class AsymmetricFocalContrastiveLoss(nn.Module):
     ):
         super().__init__()
         _check_settings(gamma, eta, temperature, averaging, reduction, backend)
-        self.settings = dict(gamma=gamma, eta=eta, temperature=temperature, averaging=averaging, normalize=normalize,
-                             reduction=reduction, check_values=check_values, backend=backend)
-    def forward(self, embeddings, labels=None, reference=None, reference_labels=None, pair_mask=None):
-        return asymmetric_focal_contrastive_loss(embeddings, labels, reference=reference, reference_labels=reference_labels,
-                                                 pair_mask=pair_mask, **self.settings)
-    def extra_repr(self): return ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
+        self.settings = dict(
+            gamma=gamma,
+            eta=eta,
+            temperature=temperature,
+            averaging=averaging,
+            normalize=normalize,
+            reduction=reduction,
+            check_values=check_values,
+            backend=backend,
+        )
+
+    def forward(
+        self, embeddings, labels=None, reference=None, reference_labels=None, pair_mask=None
+    ):
+        return asymmetric_focal_contrastive_loss(
+            embeddings,
+            labels,
+            reference=reference,
+            reference_labels=reference_labels,
+            pair_mask=pair_mask,
+            **self.settings,
+        )
+
+    def extra_repr(self):
+        return ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
 
 # %% ../nbs/api/losses.ipynb #e1d6375a
 class ContrastiveLoss(AsymmetricFocalContrastiveLoss):
     "CL, the supervised contrastive loss (Khosla et al. 2020); takes AFCL's other settings by name"
+
     def __init__(self, temperature=0.07, **settings):
-        super().__init__(gamma=0., eta=0., temperature=temperature, **settings)
+        super().__init__(gamma=0.0, eta=0.0, temperature=temperature, **settings)
 
 # %% ../nbs/api/losses.ipynb #b6a0d4bd
 class FocalContrastiveLoss(AsymmetricFocalContrastiveLoss):
     "FCL: CL whose positives are weighted by (1 - p)^gamma; takes AFCL's other settings by name"
-    def __init__(self, gamma=2., temperature=0.07, **settings):
-        super().__init__(gamma=gamma, eta=0., temperature=temperature, **settings)
+
+    def __init__(self, gamma=2.0, temperature=0.07, **settings):
+        super().__init__(gamma=gamma, eta=0.0, temperature=temperature, **settings)
 
 # %% ../nbs/api/losses.ipynb #5d81e591
 class AsymmetricContrastiveLoss(AsymmetricFocalContrastiveLoss):
     "ACL (Vito & Stefanus 2022): CL and eta times the negatives' term; takes AFCL's other settings by name"
-    def __init__(self, eta=10., temperature=0.07, **settings):
-        super().__init__(gamma=0., eta=eta, temperature=temperature, **settings)
+
+    def __init__(self, eta=10.0, temperature=0.07, **settings):
+        super().__init__(gamma=0.0, eta=eta, temperature=temperature, **settings)
 
 # %% ../nbs/api/losses.ipynb #35bbb36a
-CL, FCL, ACL, AFCL = ContrastiveLoss, FocalContrastiveLoss, AsymmetricContrastiveLoss, AsymmetricFocalContrastiveLoss
+CL, FCL, ACL, AFCL = (
+    ContrastiveLoss,
+    FocalContrastiveLoss,
+    AsymmetricContrastiveLoss,
+    AsymmetricFocalContrastiveLoss,
+)
 _all_ = ["CL", "FCL", "ACL", "AFCL"]

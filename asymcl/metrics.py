@@ -26,26 +26,36 @@ def _array(values, name):
         values = values.detach().cpu()
         values = values.double() if values.is_floating_point() else values
     array = np.asarray(values)
-    if not array.size: raise ValueError(f"{name} must not be empty, got shape {array.shape}")
+    if not array.size:
+        raise ValueError(f"{name} must not be empty, got shape {array.shape}")
     return array
 
 # %% ../nbs/api/metrics.ipynb #21f9597c
 def _labels(values, name, n_classes=None):
     "`values` as an array (n,) of class indices; `n_classes` is checked where it is known."
     labels = _array(values, name)
-    if labels.ndim != 1: raise ValueError(f"{name} must have shape (n,), got {labels.shape}")
-    if labels.dtype.kind not in "iu": raise TypeError(f"{name} must be integer class indices, got {labels.dtype}")
+    if labels.ndim != 1:
+        raise ValueError(f"{name} must have shape (n,), got {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integer class indices, got {labels.dtype}")
     top = np.inf if n_classes is None else n_classes - 1
     if labels.min() < 0 or labels.max() > top:
-        raise ValueError(f"{name} must lie between 0 and {top}, got {labels.min()} to {labels.max()}")
+        raise ValueError(
+            f"{name} must lie between 0 and {top}, got {labels.min()} to {labels.max()}"
+        )
     return labels
 
 # %% ../nbs/api/metrics.ipynb #af4cb96c
 def _label_pair(predictions, targets, n_classes=None):
     "Both as label arrays of one length."
-    predictions, targets = _labels(predictions, "predictions", n_classes), _labels(targets, "targets", n_classes)
+    predictions, targets = (
+        _labels(predictions, "predictions", n_classes),
+        _labels(targets, "targets", n_classes),
+    )
     if len(predictions) != len(targets):
-        raise ValueError(f"predictions and targets must have one length, got {len(predictions)} and {len(targets)}")
+        raise ValueError(
+            f"predictions and targets must have one length, got {len(predictions)} and {len(targets)}"
+        )
     return predictions, targets
 
 # %% ../nbs/api/metrics.ipynb #05bce003
@@ -53,15 +63,23 @@ def _probabilities(probabilities, targets):
     "Probabilities as an array (n, classes) and targets as labels (n,)."
     p, hint = _array(probabilities, "probabilities"), "(logits need a softmax first)"
     if p.ndim not in (1, 2) or p.ndim == 2 and p.shape[1] < 2:
-        raise ValueError(f"probabilities must have shape (n,) or (n, classes) with classes >= 2, got {p.shape}")
+        raise ValueError(
+            f"probabilities must have shape (n,) or (n, classes) with classes >= 2, got {p.shape}"
+        )
     if not np.isfinite(p).all() or p.min() < 0 or p.max() > 1.01:
-        raise ValueError(f"probabilities must be finite and within [0, 1], got {p.min():g} to {p.max():g} {hint}")
-    if p.ndim == 1: p = np.stack([1 - p, p], axis=1)
+        raise ValueError(
+            f"probabilities must be finite and within [0, 1], got {p.min():g} to {p.max():g} {hint}"
+        )
+    if p.ndim == 1:
+        p = np.stack([1 - p, p], axis=1)
     worst = p.sum(1)[np.abs(p.sum(1) - 1).argmax()]
-    if abs(worst - 1) > .01: raise ValueError(f"rows of probabilities must sum to 1, got a sum of {worst:g} {hint}")
+    if abs(worst - 1) > 0.01:
+        raise ValueError(f"rows of probabilities must sum to 1, got a sum of {worst:g} {hint}")
     targets = _labels(targets, "targets", p.shape[1])
     if len(p) != len(targets):
-        raise ValueError(f"probabilities and targets must have one length, got {len(p)} and {len(targets)}")
+        raise ValueError(
+            f"probabilities and targets must have one length, got {len(p)} and {len(targets)}"
+        )
     return p, targets
 
 # %% ../nbs/api/metrics.ipynb #6786f147
@@ -76,7 +94,9 @@ def per_class_recall(
     if not 1 <= n_classes <= 2**20 or n_classes != int(n_classes):
         raise ValueError(f"n_classes must be a whole number in 1..2**20, got {n_classes}")
     predictions, targets = _label_pair(predictions, targets, n_classes)
-    return recall_score(targets, predictions, labels=np.arange(n_classes), average=None, zero_division=np.nan)
+    return recall_score(
+        targets, predictions, labels=np.arange(n_classes), average=None, zero_division=np.nan
+    )
 
 # %% ../nbs/api/metrics.ipynb #a81fda98
 def unweighted_accuracy(
@@ -93,10 +113,19 @@ def unweighted_accuracy(
 def _proportions(proportions, n_classes=None, name="proportions"):
     "Class proportions as an array (classes,) that sums to 1; counts will do."
     weights = _array(proportions, name).astype(float)
-    if weights.ndim != 1 or not np.isfinite(weights).all() or weights.min() < 0 or not weights.sum():
-        raise ValueError(f"{name} must be one finite number >= 0 per class, not all 0, got {proportions!r}")
+    if (
+        weights.ndim != 1
+        or not np.isfinite(weights).all()
+        or weights.min() < 0
+        or not weights.sum()
+    ):
+        raise ValueError(
+            f"{name} must be one finite number >= 0 per class, not all 0, got {proportions!r}"
+        )
     if n_classes is not None and len(weights) != n_classes:
-        raise ValueError(f"{name} must have one entry for each of {n_classes} classes, got {len(weights)}")
+        raise ValueError(
+            f"{name} must have one entry for each of {n_classes} classes, got {len(weights)}"
+        )
     return weights / weights.sum()
 
 # %% ../nbs/api/metrics.ipynb #b0fcfaa3
@@ -127,7 +156,8 @@ def roc_auc(
     Raises ValueError for bad shapes, empty input, labels outside the columns, or rows that are no probabilities."""
     p, targets = _probabilities(probabilities, targets)
     present, n_classes = np.unique(targets), p.shape[1]
-    if len(present) < n_classes: return float("nan")
+    if len(present) < n_classes:
+        return float("nan")
     scored = present if n_classes > 2 else present[1:]
     return float(np.mean([roc_auc_score(targets == c, p[:, c]) for c in scored]))
 
@@ -156,7 +186,8 @@ def calibration_error(
     """Expected calibration error of the top class (Guo et al. 2017, equation 3).
 
     Raises ValueError as `roc_auc` does, and for `bins` below 1."""
-    if bins < 1: raise ValueError(f"bins must be >= 1, got {bins}")
+    if bins < 1:
+        raise ValueError(f"bins must be >= 1, got {bins}")
     p, targets = _probabilities(probabilities, targets)
     confidence, correct = p.max(1), p.argmax(1) == targets
     bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
@@ -187,16 +218,25 @@ def knn_unweighted_accuracy(
 
     One vote per neighbour; ties go to the class of the nearest neighbour among the tied classes.
     Raises ValueError for shapes that disagree, embeddings that are not finite, or a `k` outside 1..n-1."""
-    z, labels = torch.as_tensor(embeddings).detach(), np.unique(_labels(targets, "targets"), return_inverse=True)[1]
+    z, labels = (
+        torch.as_tensor(embeddings).detach(),
+        np.unique(_labels(targets, "targets"), return_inverse=True)[1],
+    )
     if z.ndim not in (2, 3) or 0 in z.shape or len(z) != len(labels):
-        raise ValueError(f"embeddings must be (n, d) or (n, views, d), n = {len(labels)} targets, got {tuple(z.shape)}")
-    if not 1 <= k < len(z): raise ValueError(f"k must lie between 1 and n - 1 = {len(z) - 1}, got {k}")
-    if not z.isfinite().all(): raise ValueError("embeddings must be finite, got NaN or infinity")
+        raise ValueError(
+            f"embeddings must be (n, d) or (n, views, d), n = {len(labels)} targets, got {tuple(z.shape)}"
+        )
+    if not 1 <= k < len(z):
+        raise ValueError(f"k must lie between 1 and n - 1 = {len(z) - 1}, got {k}")
+    if not z.isfinite().all():
+        raise ValueError("embeddings must be finite, got NaN or infinity")
     first = z[:, 0] if z.ndim == 3 else z
     unit = _unit(first if first.dtype == torch.float64 else first.float()).float()
     known, n_classes = torch.as_tensor(labels, device=z.device), int(labels.max()) + 1
     blocks = torch.arange(len(z), device=z.device).split(max(1, 2**24 // len(z)))
-    predictions = torch.cat([_vote(known[_neighbours(unit, rows, k)], n_classes) for rows in blocks])
+    predictions = torch.cat(
+        [_vote(known[_neighbours(unit, rows, k)], n_classes) for rows in blocks]
+    )
     return unweighted_accuracy(predictions, labels)
 
 # %% ../nbs/api/metrics.ipynb #f2eaf55e
@@ -216,17 +256,22 @@ def evaluate_predictions(
     Raises ValueError for bad shapes, classes that do not fit the columns, or rows that are no probabilities."""
     p, targets = _probabilities(probabilities, targets)
     if len(classes) != p.shape[1] or len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be {p.shape[1]} different names, one per column, got {list(classes)}")
+        raise ValueError(
+            f"classes must be {p.shape[1]} different names, one per column, got {list(classes)}"
+        )
     predictions, n_classes = p.argmax(1), len(classes)
     shares = np.bincount(targets, minlength=n_classes)
-    if train_proportions is not None: shares = _proportions(train_proportions, n_classes, "train_proportions")
+    if train_proportions is not None:
+        shares = _proportions(train_proportions, n_classes, "train_proportions")
     recall = per_class_recall(predictions, targets, n_classes)
     return dict(
         weighted_accuracy=weighted_accuracy(predictions, targets, shares),
-        unweighted_accuracy=unweighted_accuracy(predictions, targets), roc_auc=roc_auc(p, targets),
+        unweighted_accuracy=unweighted_accuracy(predictions, targets),
+        roc_auc=roc_auc(p, targets),
         average_precision=average_precision(p, targets, _rarest(shares)),
         calibration_error=calibration_error(p, targets),
-        **{f"recall_{name}": float(r) for name, r in zip(classes, recall, strict=True)})
+        **{f"recall_{name}": float(r) for name, r in zip(classes, recall, strict=True)},
+    )
 
 # %% ../nbs/api/metrics.ipynb #4927f4ce
 def UnweightedAccuracy():
@@ -238,10 +283,13 @@ def WeightedAccuracy(
     proportions=None,  # class proportions or counts, (classes,); None: those of the validation set
 ):
     "Weighted accuracy as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(weighted_accuracy, dim_argmax=-1, name="weighted_accuracy", proportions=proportions)
+    return AccumMetric(
+        weighted_accuracy, dim_argmax=-1, name="weighted_accuracy", proportions=proportions
+    )
 
 # %% ../nbs/api/metrics.ipynb #acb71925
-def _recall_of(predictions, targets, label, n_classes): return per_class_recall(predictions, targets, n_classes)[label]
+def _recall_of(predictions, targets, label, n_classes):
+    return per_class_recall(predictions, targets, n_classes)[label]
 
 # %% ../nbs/api/metrics.ipynb #5a022727
 def ClassRecall(
@@ -249,7 +297,13 @@ def ClassRecall(
     classes,  # names of all classes
 ):
     "Recall of one class as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(_recall_of, dim_argmax=-1, name=f"recall_{classes[label]}", label=label, n_classes=len(classes))
+    return AccumMetric(
+        _recall_of,
+        dim_argmax=-1,
+        name=f"recall_{classes[label]}",
+        label=label,
+        n_classes=len(classes),
+    )
 
 # %% ../nbs/api/metrics.ipynb #dbb81666
 def _of_logits(logits, targets, metric, **kwargs):
@@ -265,22 +319,32 @@ def AveragePrecision(
     rare_class,  # index of the class to be found, 0..classes-1
 ):
     "Average precision as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(_of_logits, flatten=False, name="average_precision",
-                       metric=average_precision, rare_class=rare_class)
+    return AccumMetric(
+        _of_logits,
+        flatten=False,
+        name="average_precision",
+        metric=average_precision,
+        rare_class=rare_class,
+    )
 
 # %% ../nbs/api/metrics.ipynb #5661ae0a
 def CalibrationError(
     bins=15,  # number of equally wide bins of confidence, >= 1
 ):
     "Expected calibration error as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(_of_logits, flatten=False, name="calibration_error", metric=calibration_error, bins=bins)
+    return AccumMetric(
+        _of_logits, flatten=False, name="calibration_error", metric=calibration_error, bins=bins
+    )
 
 # %% ../nbs/api/metrics.ipynb #eee91569
 def _knn_within(embeddings, targets, k):
     "`knn_unweighted_accuracy` with no more neighbours than let the rarest class have the majority; NaN for one image"
-    if len(targets) < 2: return float("nan")
+    if len(targets) < 2:
+        return float("nan")
     rarest = int(targets.unique(return_counts=True)[1].min())
-    return knn_unweighted_accuracy(embeddings, targets, max(1, min(k, 2 * rarest - 3, len(targets) - 1)))
+    return knn_unweighted_accuracy(
+        embeddings, targets, max(1, min(k, 2 * rarest - 3, len(targets) - 1))
+    )
 
 # %% ../nbs/api/metrics.ipynb #78d7446e
 def KnnAccuracy(
@@ -292,15 +356,18 @@ def KnnAccuracy(
 # %% ../nbs/api/metrics.ipynb #e1935709
 def mean_interval(
     values,  # one number per seed, (n,), n >= 1
-    level=.95,  # coverage of the interval, in (0, 1)
+    level=0.95,  # coverage of the interval, in (0, 1)
 ) -> tuple:  # (mean, low, high); low and high are NaN for one value, all three if a value is NaN
     """Mean of `values` and its Student-t confidence interval.
 
     Raises ValueError for empty input, more than one dimension, or a `level` outside (0, 1)."""
     values = _array(values, "values").astype(float)
-    if values.ndim != 1: raise ValueError(f"values must have shape (n,), got {values.shape}")
-    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
+    if values.ndim != 1:
+        raise ValueError(f"values must have shape (n,), got {values.shape}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
     n, mean = len(values), float(values.mean())
-    if n == 1: return mean, float("nan"), float("nan")
+    if n == 1:
+        return mean, float("nan"), float("nan")
     half = float(student_t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half

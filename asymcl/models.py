@@ -29,15 +29,20 @@ def small_encoder(
     "Four convolutions and a global mean: an encoder that trains on a CPU"
     _check_channels(channels)
     widths, strides = [channels, 32, 64, 128, 256], [2, 2, 2, 1]
-    blocks = [_block(*wide, stride) for *wide, stride in zip(widths, widths[1:], strides, strict=False)]
-    encoder = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
+    blocks = [
+        _block(*wide, stride) for *wide, stride in zip(widths, widths[1:], strides, strict=False)
+    ]
+    encoder = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(
+        memory_format=torch.channels_last
+    )
     encoder.made_by = dict(maker="small_encoder", channels=channels)  # for `build_encoder`
     return encoder
 
 # %% ../nbs/api/models.ipynb #dcf98a8d
 def _check_channels(channels):
     "Raise ValueError unless `channels` is 1 or 3"
-    if channels not in (1, 3): raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
 
 # %% ../nbs/api/models.ipynb #524f409f
 def resnet_encoder(
@@ -49,20 +54,36 @@ def resnet_encoder(
 
     Raises ValueError for another depth, channels or weights, and ConnectionError when the weights cannot be fetched."""
     _check_channels(channels)
-    if depth not in (18, 50): raise ValueError(f"depth must be 18 or 50, got {depth}")
-    if weights not in (None, "imagenet"): raise ValueError(f"weights must be None or 'imagenet', got {weights!r}")
+    if depth not in (18, 50):
+        raise ValueError(f"depth must be 18 or 50, got {depth}")
+    if weights not in (None, "imagenet"):
+        raise ValueError(f"weights must be None or 'imagenet', got {weights!r}")
     name = f"resnet{depth}"
-    try: model = get_model(name, weights=get_model_weights(name).DEFAULT if weights else None)
+    try:
+        model = get_model(name, weights=get_model_weights(name).DEFAULT if weights else None)
     except (OSError, RuntimeError) as e:  # RuntimeError: the hash of the download is wrong
-        raise ConnectionError(f"the ImageNet weights of {name} could not be fetched ({e}); use weights=None for random ones") from e
-    if channels == 1: model.conv1 = _grey(model.conv1)
-    model.fc, model.made_by = nn.Identity(), dict(maker="resnet_encoder", depth=depth, channels=channels)  # for `build_encoder`
+        raise ConnectionError(
+            f"the ImageNet weights of {name} could not be fetched ({e}); use weights=None for random ones"
+        ) from e
+    if channels == 1:
+        model.conv1 = _grey(model.conv1)
+    model.fc, model.made_by = (
+        nn.Identity(),
+        dict(maker="resnet_encoder", depth=depth, channels=channels),
+    )  # for `build_encoder`
     return model.to(memory_format=torch.channels_last)
 
 # %% ../nbs/api/models.ipynb #cff9e9e0
 def _grey(convolution):
     "The convolution on one channel that does what `convolution` does on that channel repeated three times"
-    grey = nn.Conv2d(1, convolution.out_channels, convolution.kernel_size, convolution.stride, convolution.padding, bias=False)
+    grey = nn.Conv2d(
+        1,
+        convolution.out_channels,
+        convolution.kernel_size,
+        convolution.stride,
+        convolution.padding,
+        bias=False,
+    )
     grey.weight.data = convolution.weight.data.sum(1, keepdim=True)
     return grey
 
@@ -72,9 +93,14 @@ def build_encoder(
 ):  # nn.Module with random weights
     "The encoder of a description, as `made_by` of an encoder holds it. Raises ValueError for any other description."
     makers = dict(small_encoder=small_encoder, resnet_encoder=resnet_encoder)
-    try: return makers[made_by["maker"]](**{name: made_by[name] for name in made_by if name not in ("maker", "weights")})
+    try:
+        return makers[made_by["maker"]](
+            **{name: made_by[name] for name in made_by if name not in ("maker", "weights")}
+        )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"made_by must name one of {', '.join(makers)} and its arguments, got {made_by!r}") from error
+        raise ValueError(
+            f"made_by must name one of {', '.join(makers)} and its arguments, got {made_by!r}"
+        ) from error
 
 # %% ../nbs/api/models.ipynb #6ddfeffb
 def encoder_width(
@@ -84,11 +110,14 @@ def encoder_width(
     """Number of features that `encoder` gives; leaves its weights, statistics and mode as they are.
 
     Raises TypeError if `encoder` is no module and ValueError if its output is not of shape (n, width)."""
-    if not isinstance(encoder, nn.Module): raise TypeError(f"encoder must be a torch.nn.Module, got {type(encoder).__name__}")
+    if not isinstance(encoder, nn.Module):
+        raise TypeError(f"encoder must be a torch.nn.Module, got {type(encoder).__name__}")
     features = encode(encoder, images[:2])
     if features.ndim != 2:
-        raise ValueError(f"encoder must give features of shape (n, width), got {tuple(features.shape)} for {len(images[:2])} images; "
-                         "end it with nn.Flatten()")
+        raise ValueError(
+            f"encoder must give features of shape (n, width), got {tuple(features.shape)} for {len(images[:2])} images; "
+            "end it with nn.Flatten()"
+        )
     return features.shape[1]
 
 # %% ../nbs/api/models.ipynb #89209dc4
@@ -100,9 +129,11 @@ def encode(
     "Features of `images` by the encoder in evaluation mode, which leaves the encoder bit for bit as it was"
     modes = {module: module.training for module in encoder.modules()}
     device = next((p.device for p in encoder.parameters()), images.device)
-    try: return encoder.eval()(images.to(device))
+    try:
+        return encoder.eval()(images.to(device))
     finally:
-        for module, mode in modes.items(): module.training = mode
+        for module, mode in modes.items():
+            module.training = mode
 
 # %% ../nbs/api/models.ipynb #a86d3477
 def encode_all(
@@ -119,7 +150,9 @@ def encode_all(
 # %% ../nbs/api/models.ipynb #ac04846b
 class UnitLength(nn.Module):
     "Scales each row (n, d) to length one"
-    def forward(self, x): return F.normalize(x, dim=-1)
+
+    def forward(self, x):
+        return F.normalize(x, dim=-1)
 
 # %% ../nbs/api/models.ipynb #1b707349
 def projection_head(
@@ -127,7 +160,9 @@ def projection_head(
     size=128,  # dimensions of the embedding
 ):  # nn.Module: features (n, width) to embeddings (n, size) of length one
     "Linear, ReLU, linear, unit length: the head of stage 1"
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, size), UnitLength())
+    return nn.Sequential(
+        nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, size), UnitLength()
+    )
 
 # %% ../nbs/api/models.ipynb #a3edf6d6
 def classification_head(
@@ -135,5 +170,6 @@ def classification_head(
     classes,  # number of classes, >= 2
 ):  # nn.Module: features (n, width) to logits (n, classes)
     "One linear layer: the head of stage 2"
-    if classes < 2: raise ValueError(f"classes must be at least 2, got {classes}")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
     return nn.Linear(width, classes)

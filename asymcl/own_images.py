@@ -32,17 +32,25 @@ from .imbalance import class_counts, split_groups
 # %% ../nbs/api/own_images.ipynb #04b83b49
 def _listing(problems):
     "Lines of `file, row: problem`, thirty at most"
-    lines = [f"  {p.file}{f', {p.row}' if p.row else ''}: {p.problem}" for p in problems.head(30).itertuples()]
+    lines = [
+        f"  {p.file}{f', {p.row}' if p.row else ''}: {p.problem}"
+        for p in problems.head(30).itertuples()
+    ]
     return "\n".join(lines + ([f"  and {len(problems) - 30} more"] if len(problems) > 30 else []))
 
 # %% ../nbs/api/own_images.ipynb #fdfd23b9
 class BadImages(ValueError):
     "Problems of images and rows, found before training; all of them in `problems`, a DataFrame of file, row and problem."
+
     def __init__(self, problems):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count}; mend them, or leave these rows out by on_error='skip':\n{_listing(problems)}")
-    def __reduce__(self): return type(self), (self.problems,)  # so that it can come from another process
+        super().__init__(
+            f"{count}; mend them, or leave these rows out by on_error='skip':\n{_listing(problems)}"
+        )
+
+    def __reduce__(self):
+        return type(self), (self.problems,)  # so that it can come from another process
 
 # %% ../nbs/api/own_images.ipynb #c130d768
 def _mark(rows, where, problem):
@@ -50,27 +58,46 @@ def _mark(rows, where, problem):
     where = where & rows.problem.isna()
     rows.loc[where, "problem"] = problem[where] if isinstance(problem, pd.Series) else problem
 
-def _good(rows): return rows[rows.problem.isna()]
+
+def _good(rows):
+    return rows[rows.problem.isna()]
 
 # %% ../nbs/api/own_images.ipynb #173e5f33
 def _text(value):
     "Text of an entry, with 5.0 as 5; empty where it is missing"
     text = "" if value is None or value is pd.NA or value is pd.NaT else str(value).strip()
-    try: number = float(text)
-    except ValueError: return text
-    if math.isnan(number): return ""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if math.isnan(number):
+        return ""
     return str(int(number)) if "." in text and number.is_integer() else text
+
 
 def _label(value):
     "Name of a class, and None; or None, and what is wrong"
     if isinstance(value, list | tuple):
-        if len(value) != 1: return None, f"has {len(value)} classes: {', '.join(map(str, value))}" if len(value) else "has no class"
+        if len(value) != 1:
+            return None, f"has {len(value)} classes: {', '.join(map(str, value))}" if len(
+                value
+            ) else "has no class"
         return str(value[0]), None
     text = _text(value)
-    if not text: return None, "has no class"
-    try: whole = float(text).is_integer()
-    except ValueError: whole = True
-    return (text, None) if whole else (None, f"has the class {text}: names and whole numbers are allowed, a score is no class")
+    if not text:
+        return None, "has no class"
+    try:
+        whole = float(text).is_integer()
+    except ValueError:
+        whole = True
+    return (
+        (text, None)
+        if whole
+        else (
+            None,
+            f"has the class {text}: names and whole numbers are allowed, a score is no class",
+        )
+    )
 
 # %% ../nbs/api/own_images.ipynb #cbdbc4d2
 def _group(value):
@@ -78,19 +105,33 @@ def _group(value):
     return _text(value) or None
 
 # %% ../nbs/api/own_images.ipynb #99f75a85
-_SPLITS = dict(train="train", training="train", valid="valid", val="valid", validation="valid", test="test", testing="test")
+_SPLITS = dict(
+    train="train",
+    training="train",
+    valid="valid",
+    val="valid",
+    validation="valid",
+    test="test",
+    testing="test",
+)
 
 # %% ../nbs/api/own_images.ipynb #ad6d015a
 def _locate(root, path):
     "ImageFile of a table's entry, and None; or None, and what is wrong"
-    if isinstance(path, ImageFile): return path, None
-    if not isinstance(path, str | os.PathLike) or not str(path): return None, "has no path"
-    try: return inside(root, path), None
-    except ValueError as error: return None, str(error)
+    if isinstance(path, ImageFile):
+        return path, None
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        return None, "has no path"
+    try:
+        return inside(root, path), None
+    except ValueError as error:
+        return None, str(error)
+
 
 def _name(path):
     "What to call a table's entry"
-    if isinstance(path, ImageFile): return Path(path.member or path.path).name
+    if isinstance(path, ImageFile):
+        return Path(path.member or path.path).name
     return str(path) if isinstance(path, str | os.PathLike) else "(no path)"
 
 # %% ../nbs/api/own_images.ipynb #dd1d4808
@@ -98,50 +139,86 @@ def _rows(table, root, path, label, group, split):
     "Rows of file, name, row, label, group, split and problem, from the named columns of a table"
     files, labels = [_locate(root, p) for p in table[path]], [_label(v) for v in table[label]]
     names = [_name(p) for p in table[path]]
-    columns = dict(file=[f for f, _ in files], name=names, row=[i if isinstance(i, str) else f"row {i}" for i in table.index],
-                   label=[c for c, _ in labels])
+    columns = dict(
+        file=[f for f, _ in files],
+        name=names,
+        row=[i if isinstance(i, str) else f"row {i}" for i in table.index],
+        label=[c for c, _ in labels],
+    )
     rows = pd.DataFrame(columns, dtype=object)
-    rows["group"] = [f"only {i}" for i in range(len(rows))] if group is None else [_group(v) for v in table[group]]
-    rows["split"] = None if split is None else [_SPLITS.get(str(s).strip().lower()) for s in table[split]]
+    rows["group"] = (
+        [f"only {i}" for i in range(len(rows))]
+        if group is None
+        else [_group(v) for v in table[group]]
+    )
+    rows["split"] = (
+        None if split is None else [_SPLITS.get(str(s).strip().lower()) for s in table[split]]
+    )
     rows["problem"] = pd.Series([p for _, p in files], dtype=object)
     _mark(rows, rows.label.isna(), pd.Series([p for _, p in labels], dtype=object))
-    if group is not None: _mark(rows, rows.group.isna(), "has no group")
+    if group is not None:
+        _mark(rows, rows.group.isna(), "has no group")
     if split is not None:
-        _mark(rows, rows.split.isna(), pd.Series([f"has the split {s!r}: train, valid and test are allowed" for s in table[split]]))
+        _mark(
+            rows,
+            rows.split.isna(),
+            pd.Series(
+                [f"has the split {s!r}: train, valid and test are allowed" for s in table[split]]
+            ),
+        )
     return rows
 
 # %% ../nbs/api/own_images.ipynb #784751c9
-def _where(row): return f" ({row})" if row else ""
+def _where(row):
+    return f" ({row})" if row else ""
+
 
 def _mark_repeats(rows, column, text):
     "Note rows that repeat an earlier one in `column`, and all of those that do so with another label"
     good = _good(rows)
     good = good[good.duplicated(column, keep=False)]
-    if not len(good): return
+    if not len(good):
+        return
     same = good.groupby(column, sort=False)
     several = same.label.transform("nunique") > 1
-    first = pd.Series([f"{name}{_where(row)}" for name, row in zip(good.name, good.row, strict=True)], good.index)
+    first = pd.Series(
+        [f"{name}{_where(row)}" for name, row in zip(good.name, good.row, strict=True)], good.index
+    )
     labels = same.label.transform(lambda labels: " and ".join(dict.fromkeys(labels)))
     again = good.duplicated(column) & ~several
-    notes = (text + ", with the classes " + labels).where(several, text + ", first as " + first.groupby(good[column]).transform("first"))
+    notes = (text + ", with the classes " + labels).where(
+        several, text + ", first as " + first.groupby(good[column]).transform("first")
+    )
     _mark(rows, rows.index.isin(good.index[several | again]), notes.reindex(rows.index))
 
 # %% ../nbs/api/own_images.ipynb #c973f5df
 def _mark_classes(rows, classes):
     "Note rows of unknown classes, and classes without rows; returns the table, with rows for the latter"
-    if classes is None: return rows
+    if classes is None:
+        return rows
     known = ", ".join(classes)
-    unknown = pd.Series([f"has the unknown class {label}: known are {known}" for label in rows.label], index=rows.index)
+    unknown = pd.Series(
+        [f"has the unknown class {label}: known are {known}" for label in rows.label],
+        index=rows.index,
+    )
     _mark(rows, ~rows.label.isin(classes), unknown)
     there = set(rows.label)
-    empty = [dict(name=f"class {c}", row="", label=c, problem="has no image") for c in classes if c not in there]
-    return pd.concat([rows, pd.DataFrame(empty, dtype=object)], ignore_index=True) if empty else rows
+    empty = [
+        dict(name=f"class {c}", row="", label=c, problem="has no image")
+        for c in classes
+        if c not in there
+    ]
+    return (
+        pd.concat([rows, pd.DataFrame(empty, dtype=object)], ignore_index=True) if empty else rows
+    )
+
 
 def _class_names(rows, classes):
     "Classes of the good rows, in the order asked for, or the largest first"
     labels = _good(rows).label
     there = set(labels)
     return [c for c in (classes or _largest_first(labels, there)) if c in there]
+
 
 def _largest_first(labels, names):
     counts = labels.value_counts()
@@ -164,18 +241,33 @@ def _warn_modes(rows):
     "Warn of files of different kinds"
     counts = pd.crosstab(rows["mode"].astype(str), rows.label.astype(str))
     deep = [mode for mode in counts.index if mode.startswith("I")]
-    if len(counts) < 2 and not deep: return
-    parts = [f"{mode} ({', '.join(f'{n} of {c}' for c, n in row.items() if n)})" for mode, row in counts.iterrows()]
+    if len(counts) < 2 and not deep:
+        return
+    parts = [
+        f"{mode} ({', '.join(f'{n} of {c}' for c, n in row.items() if n)})"
+        for mode, row in counts.iterrows()
+    ]
     one_sided = [mode for mode, row in counts.iterrows() if (row > 0).sum() == 1]
-    hint = f"; {' and '.join(one_sided)} in one class only, by which a network could tell it" if one_sided else ""
-    dark = f"; {' and '.join(deep)} divided by 257, so a scan of fewer than 16 bits comes out dark" if deep else ""
-    warnings.warn(f"files of different kinds were all converted: {', '.join(parts)}{hint}{dark}", stacklevel=5)
+    hint = (
+        f"; {' and '.join(one_sided)} in one class only, by which a network could tell it"
+        if one_sided
+        else ""
+    )
+    dark = (
+        f"; {' and '.join(deep)} divided by 257, so a scan of fewer than 16 bits comes out dark"
+        if deep
+        else ""
+    )
+    warnings.warn(
+        f"files of different kinds were all converted: {', '.join(parts)}{hint}{dark}", stacklevel=5
+    )
 
 # %% ../nbs/api/own_images.ipynb #c7e0ae5d
 def _missing(rows):
     "Splits to be dealt out, the training split first"
     given = set(rows.split.dropna())
     return ["train"] + [split for split in ("valid", "test") if split not in given]
+
 
 def _mark_leaks(rows):
     "Note rows whose group is also in a split that has to be kept cleaner"
@@ -193,13 +285,20 @@ def _mark_small(rows):
     dealt = good[good.split.isna() | (good.split == "train")]
     for split in sorted(set(good.split.dropna()) - {"train"}):
         for label in set(good.label) - set(good.label[good.split == split]):
-            _mark(rows, rows.label == label, f"has the class {label}, of which {split} has no image")
+            _mark(
+                rows, rows.label == label, f"has the class {label}, of which {split} has no image"
+            )
     groups = dealt.groupby("label").group.nunique().reindex(good.label.unique(), fill_value=0)
     for label, n in groups[groups < needed].items():
         images = int((dealt.label == label).sum())
-        _mark(rows, rows.label == label, f"has the class {label} with {images} image{'s' * (images != 1)} in {n} group{'s' * (n != 1)}, "
-                                         f"{needed} groups are needed for {' and '.join(_missing(good))}")
-    if rows.problem.notna().sum() > before: _mark_small(rows)
+        _mark(
+            rows,
+            rows.label == label,
+            f"has the class {label} with {images} image{'s' * (images != 1)} in {n} group{'s' * (n != 1)}, "
+            f"{needed} groups are needed for {' and '.join(_missing(good))}",
+        )
+    if rows.problem.notna().sum() > before:
+        _mark_small(rows)
 
 # %% ../nbs/api/own_images.ipynb #8c8a56a5
 def _deal(labels, groups, given, shares, seed):
@@ -209,42 +308,56 @@ def _deal(labels, groups, given, shares, seed):
     open_ = torch.tensor((given.isna() | (given == "train")).to_numpy()).nonzero().flatten()
     wanted = [dict(train=shares[0], valid=shares[1], test=shares[2])[split] for split in drawn]
     parts = split_groups(labels[open_], groups[open_], wanted, torch.Generator().manual_seed(seed))
-    found = {split: torch.tensor((given == split).to_numpy()).nonzero().flatten() for split in ("valid", "test")}
+    found = {
+        split: torch.tensor((given == split).to_numpy()).nonzero().flatten()
+        for split in ("valid", "test")
+    }
     found |= {split: open_[part] for split, part in zip(drawn, parts, strict=True)}
-    lacking = [split for split in found if set(labels.tolist()) - set(labels[found[split]].tolist())]
-    if lacking: raise ValueError(f"groups that hold several classes cannot be dealt out so that {' and '.join(lacking)} has every class: "
-                                 f"try another seed than {seed}, or give the splits")
+    lacking = [
+        split for split in found if set(labels.tolist()) - set(labels[found[split]].tolist())
+    ]
+    if lacking:
+        raise ValueError(
+            f"groups that hold several classes cannot be dealt out so that {' and '.join(lacking)} has every class: "
+            f"try another seed than {seed}, or give the splits"
+        )
     return {split: found[split] for split in ("train", "valid", "test")}
 
 # %% ../nbs/api/own_images.ipynb #1ae6c185
 def _check_table(table, columns, source):
     "Raise ValueError for a column that is not there, or a table without rows"
     for column in [*columns[:2], *(c for c in columns[2:] if c is not None)]:
-        if list(table.columns).count(column) > 1: raise ValueError(f"the column {column!r} must be there once in {source}")
-        if column not in table: raise ValueError(f"there is no column {column!r} in {source}, but {', '.join(map(repr, table.columns))}")
-    if not len(table): raise ValueError(f"there is no row in {source}")
+        if list(table.columns).count(column) > 1:
+            raise ValueError(f"the column {column!r} must be there once in {source}")
+        if column not in table:
+            raise ValueError(
+                f"there is no column {column!r} in {source}, but {', '.join(map(repr, table.columns))}"
+            )
+    if not len(table):
+        raise ValueError(f"there is no row in {source}")
 
 # %% ../nbs/api/own_images.ipynb #1897b699
 def from_dataframe(
-    table, # pandas DataFrame, one row an image
-    path_column="path", # of paths below `root`
-    label_column="label", # of names or whole numbers
+    table,  # pandas DataFrame, one row an image
+    path_column="path",  # of paths below `root`
+    label_column="label",  # of names or whole numbers
     *,
-    root=".", # folder that holds all files; nothing outside it is read
-    group_column=None, # of what the image shows (a patient, a lesion); its images share a split
-    split_column=None, # of train, valid or test; those that do not occur are dealt out of train
-    classes=None, # names in their order, others are a problem; None: all that occur, the largest first
-    shares=(.7, .15, .15), # of train, valid and test, for what is dealt out
-    seed=0, # of the dealing
-    on_error="raise", # "raise": BadImages for any problem; "skip": leave those rows out, and warn
-    name="table", # of the data set
-    source="a DataFrame", # where it is from
-    **decoding, # of load_images: size, channels, fit, max_pixels, cache, cache_limit, workers
-)->ImageData: # images uint8 (n, channels, size, size)
+    root=".",  # folder that holds all files; nothing outside it is read
+    group_column=None,  # of what the image shows (a patient, a lesion); its images share a split
+    split_column=None,  # of train, valid or test; those that do not occur are dealt out of train
+    classes=None,  # names in their order, others are a problem; None: all that occur, the largest first
+    shares=(0.7, 0.15, 0.15),  # of train, valid and test, for what is dealt out
+    seed=0,  # of the dealing
+    on_error="raise",  # "raise": BadImages for any problem; "skip": leave those rows out, and warn
+    name="table",  # of the data set
+    source="a DataFrame",  # where it is from
+    **decoding,  # of load_images: size, channels, fit, max_pixels, cache, cache_limit, workers
+) -> ImageData:  # images uint8 (n, channels, size, size)
     """Images from files that a table lists. Every problem is found before it returns.
 
     Raises BadImages, and ValueError for a missing column, an empty table, or fewer than two classes left."""
-    if on_error not in ("raise", "skip"): raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
     _check_request(classes, shares, seed)
     _check_table(table, (path_column, label_column, group_column, split_column), source)
     rows = _rows(table, root, path_column, label_column, group_column, split_column)
@@ -255,15 +368,19 @@ def _check_request(classes, shares, seed):
     if isinstance(classes, str) or classes is not None and len(set(classes)) < len(classes):
         raise ValueError(f"classes must be a list of names, each once, got {classes!r}")
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
-        raise ValueError(f"shares must be three numbers > 0, of train, valid and test, got {shares!r}")
-    if type(seed) is not int or not 0 <= seed < 2**63: raise ValueError(f"seed must be a whole number >= 0, got {seed!r}, below 2**63")
+        raise ValueError(
+            f"shares must be three numbers > 0, of train, valid and test, got {shares!r}"
+        )
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}, below 2**63")
 
 # %% ../nbs/api/own_images.ipynb #b41d07ce
 def _build(rows, classes, shares, seed, on_error, name, source, decoding):
     "ImageData from rows"
     classes = None if classes is None else [str(c) for c in classes]
     given = sorted(set(rows.split.dropna()))
-    if given and "train" not in given: raise ValueError(f"{source} has rows of the split {' and '.join(given)} but none of train")
+    if given and "train" not in given:
+        raise ValueError(f"{source} has rows of the split {' and '.join(given)} but none of train")
     _mark_repeats(rows, "name", "is listed twice")
     rows = _mark_classes(rows, classes)
     images = _load(rows, decoding)
@@ -272,56 +389,99 @@ def _build(rows, classes, shares, seed, on_error, name, source, decoding):
     names, good = _class_names(rows, classes), _good(rows)
     skipped = _report(rows, names, on_error)
     _warn_modes(good)
-    if len(good) < len(images): images = images[torch.tensor(good.place.tolist())]
+    if len(good) < len(images):
+        images = images[torch.tensor(good.place.tolist())]
     codes = pd.Categorical(good.label, names).codes.astype("int64"), pd.factorize(good.group)[0]
     labels, groups = map(torch.as_tensor, codes)
     splits = _deal(labels, groups, good.split.tolist(), shares, seed)
-    return ImageData(images, labels, tuple(names), splits, name, source, seed, groups, tuple(map(str, good.file)), skipped,
-                     decoding.get("fit", "squish"))
+    return ImageData(
+        images,
+        labels,
+        tuple(names),
+        splits,
+        name,
+        source,
+        seed,
+        groups,
+        tuple(map(str, good.file)),
+        skipped,
+        decoding.get("fit", "squish"),
+    )
 
 # %% ../nbs/api/own_images.ipynb #3eeaf48b
 def _report(rows, names, on_error):
     "Raise or warn for the rows with problems; returns them as a table of file, row and problem, None where there are none"
-    problems = rows[rows.problem.notna()].rename(columns=dict(name="file", file="_"))[["file", "row", "problem"]].reset_index(drop=True)
-    if len(problems) and on_error == "raise": raise BadImages(problems)
+    problems = (
+        rows[rows.problem.notna()]
+        .rename(columns=dict(name="file", file="_"))[["file", "row", "problem"]]
+        .reset_index(drop=True)
+    )
+    if len(problems) and on_error == "raise":
+        raise BadImages(problems)
     if len(names) < 2 and len(problems):
-        raise ValueError(f"fewer than two classes are left when rows with problems are skipped:\n{_listing(problems)}")
-    if len(names) < 2: raise ValueError(f"at least two classes are needed, found {', '.join(names) or 'none'}")
-    if not len(problems): return None
-    warnings.warn(f"{len(problems)} of {len(rows)} rows were skipped:\n{_listing(problems)}", stacklevel=4)
+        raise ValueError(
+            f"fewer than two classes are left when rows with problems are skipped:\n{_listing(problems)}"
+        )
+    if len(names) < 2:
+        raise ValueError(f"at least two classes are needed, found {', '.join(names) or 'none'}")
+    if not len(problems):
+        return None
+    warnings.warn(
+        f"{len(problems)} of {len(rows)} rows were skipped:\n{_listing(problems)}", stacklevel=4
+    )
     return problems
 
 # %% ../nbs/api/own_images.ipynb #13fe6e80
 def read_table(
-    data, # bytes of a CSV in UTF-8, with a line of column names
-    source, # what to call it in errors
-)->pd.DataFrame: # of text; empty fields are missing; the index tells the lines, as "line 7"
+    data,  # bytes of a CSV in UTF-8, with a line of column names
+    source,  # what to call it in errors
+) -> pd.DataFrame:  # of text; empty fields are missing; the index tells the lines, as "line 7"
     "A CSV as text. Raises ValueError for another encoding, another separator, and rows that do not fit the column names."
-    try: reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
-    except UnicodeDecodeError as error: raise ValueError(f"{source} is not in UTF-8 ({error}): save it in that encoding") from error
-    try: rows = [(f"line {reader.line_num}", row) for row in reader if row]
-    except csv.Error as error: raise ValueError(f"{source}, line {reader.line_num}: not a CSV ({error})") from error
+    try:
+        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not in UTF-8 ({error}): save it in that encoding") from error
+    try:
+        rows = [(f"line {reader.line_num}", row) for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(f"{source}, line {reader.line_num}: not a CSV ({error})") from error
     names = rows[0][1] if rows else []
-    if len(names) < 2: raise ValueError(f"{source} must begin with a line of column names, with commas between, got {','.join(names)!r}")
+    if len(names) < 2:
+        raise ValueError(
+            f"{source} must begin with a line of column names, with commas between, got {','.join(names)!r}"
+        )
     if odd := [f"{line}: {len(row)}" for line, row in rows[1:] if len(row) != len(names)]:
-        raise ValueError(f"{source} must have {len(names)} fields in every line, as in the first; found {', '.join(odd[:10])}")
-    table = pd.DataFrame([row for _, row in rows[1:]], columns=names, index=[line for line, _ in rows[1:]], dtype=object)
+        raise ValueError(
+            f"{source} must have {len(names)} fields in every line, as in the first; found {', '.join(odd[:10])}"
+        )
+    table = pd.DataFrame(
+        [row for _, row in rows[1:]],
+        columns=names,
+        index=[line for line, _ in rows[1:]],
+        dtype=object,
+    )
     return table.mask(table == "", None)
 
 # %% ../nbs/api/own_images.ipynb #c85e22d2
 def from_csv(
-    path, # of a CSV file in UTF-8, with a line of column names
-    path_column="path", # of paths below `root`
-    label_column="label", # of names or whole numbers
+    path,  # of a CSV file in UTF-8, with a line of column names
+    path_column="path",  # of paths below `root`
+    label_column="label",  # of names or whole numbers
     *,
-    root=None, # folder that holds all files; None: the folder of the CSV
-    **kwargs, # of from_dataframe: group_column, split_column, classes, shares, seed, on_error, size and others
-)->ImageData:
+    root=None,  # folder that holds all files; None: the folder of the CSV
+    **kwargs,  # of from_dataframe: group_column, split_column, classes, shares, seed, on_error, size and others
+) -> ImageData:
     "Images from files that a CSV lists, as `from_dataframe`. Raises also what `read_table` does, and FileNotFoundError."
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"there is no file {str(path)!r}, which should be a CSV")
-    return from_dataframe(read_table(path.read_bytes(), path), path_column, label_column, root=path.parent if root is None else root,
-                          **dict(name=path.stem, source=str(path)) | kwargs)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}, which should be a CSV")
+    return from_dataframe(
+        read_table(path.read_bytes(), path),
+        path_column,
+        label_column,
+        root=path.parent if root is None else root,
+        **dict(name=path.stem, source=str(path)) | kwargs,
+    )
 
 # %% ../nbs/api/own_images.ipynb #65ba6d0f
 def _walk(folder):
@@ -330,14 +490,21 @@ def _walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         links = [f for f in folders if Path(where, f).is_symlink()]
         for name in sorted(files) + links:
-            if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini"): yield Path(where, name)
+            if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini"):
+                yield Path(where, name)
+
 
 def _sub_folders(folder):
     folder = Path(folder)
-    if folder.is_file(): raise NotADirectoryError(f"{folder} is a file; a folder is expected: unpack an archive first")
-    if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is a file; a folder is expected: unpack an archive first"
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not found: raise ValueError(f"there is no sub-folder in {folder}: one for each class is expected")
+    if not found:
+        raise ValueError(f"there is no sub-folder in {folder}: one for each class is expected")
     return found
 
 # %% ../nbs/api/own_images.ipynb #31cddd91
@@ -347,17 +514,19 @@ def _class_folders(path, classes):
     named = [p.name for p in tops if p.name.lower() in _SPLITS]
     split = len(named) == len(tops)
     if named and not split and classes is None:
-        raise ValueError(f"sub-folders must all be splits or all be classes, {path} has {', '.join(named)} beside others; name the classes")
+        raise ValueError(
+            f"sub-folders must all be splits or all be classes, {path} has {', '.join(named)} beside others; name the classes"
+        )
     return [sub for p in tops for sub in _sub_folders(p)] if split else tops, split
 
 # %% ../nbs/api/own_images.ipynb #7243cceb
 def image_folder(
-    path, # folder with a sub-folder for each class, or with train, valid and test, which hold those
+    path,  # folder with a sub-folder for each class, or with train, valid and test, which hold those
     *,
-    classes=None, # names of sub-folders in their order; None: all, the largest first
-    group_pattern=None, # regular expression found in the path below `path`, whose (group) names what images belong together
-    **kwargs, # of from_dataframe: shares, seed, on_error, size and others
-)->ImageData:
+    classes=None,  # names of sub-folders in their order; None: all, the largest first
+    group_pattern=None,  # regular expression found in the path below `path`, whose (group) names what images belong together
+    **kwargs,  # of from_dataframe: shares, seed, on_error, size and others
+) -> ImageData:
     """Images from a folder with a sub-folder for each class, as `from_dataframe`.
 
     Raises ValueError where there is no sub-folder, or none of a name in `classes`, FileNotFoundError where there is no folder."""
@@ -365,62 +534,115 @@ def image_folder(
     holders, split = _class_folders(path, classes)
     names = list(dict.fromkeys(p.name for p in holders))
     if unknown := [c for c in classes or () if c not in names]:
-        raise ValueError(f"classes must be sub-folders of {path}: {', '.join(names)}; got {', '.join(unknown)}")
-    files = [(file, folder) for folder in holders if folder.name in (classes or names) for file in _walk(folder)]
-    table = pd.DataFrame([dict(path=str(file.relative_to(path)), label=[folder.name], split=folder.parent.name) for file, folder in files],
-                         columns=["path", "label", "split"], index=[""] * len(files))
-    if not len(table): raise ValueError(f"there is no file in the sub-folders of {path}")
-    if group_pattern: table["group"] = _groups(table.path, group_pattern)
-    columns = dict(group_column="group" if group_pattern else None, split_column="split" if split else None)
+        raise ValueError(
+            f"classes must be sub-folders of {path}: {', '.join(names)}; got {', '.join(unknown)}"
+        )
+    files = [
+        (file, folder)
+        for folder in holders
+        if folder.name in (classes or names)
+        for file in _walk(folder)
+    ]
+    table = pd.DataFrame(
+        [
+            dict(path=str(file.relative_to(path)), label=[folder.name], split=folder.parent.name)
+            for file, folder in files
+        ],
+        columns=["path", "label", "split"],
+        index=[""] * len(files),
+    )
+    if not len(table):
+        raise ValueError(f"there is no file in the sub-folders of {path}")
+    if group_pattern:
+        table["group"] = _groups(table.path, group_pattern)
+    columns = dict(
+        group_column="group" if group_pattern else None, split_column="split" if split else None
+    )
     classes = classes or _largest_first(table.label.str[0], names)
-    return from_dataframe(table, root=path, classes=classes, **columns, **dict(name=path.name, source=str(path)) | kwargs)
+    return from_dataframe(
+        table,
+        root=path,
+        classes=classes,
+        **columns,
+        **dict(name=path.name, source=str(path)) | kwargs,
+    )
 
 # %% ../nbs/api/own_images.ipynb #63231132
 def _groups(paths, pattern):
     "What the pattern's first group finds in each path; None where it finds nothing"
-    try: compiled = re.compile(pattern)
-    except re.error as error: raise ValueError(f"group_pattern must be a regular expression, got {pattern!r} ({error})") from error
-    if compiled.groups < 1: raise ValueError(f"group_pattern must have a (group) in parentheses, got {pattern!r}")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"group_pattern must be a regular expression, got {pattern!r} ({error})"
+        ) from error
+    if compiled.groups < 1:
+        raise ValueError(f"group_pattern must have a (group) in parentheses, got {pattern!r}")
     return [found[1] if (found := re.search(pattern, path)) else None for path in paths]
 
 # %% ../nbs/api/own_images.ipynb #22d17b53
 def _byte_images(images):
     "Images as a uint8 tensor (n, channels, height, width)"
-    try: images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images).cpu()
-    except RuntimeError as error: raise TypeError(f"images must be an array or tensor ({error})") from error
+    try:
+        images = torch.as_tensor(
+            np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images
+        ).cpu()
+    except RuntimeError as error:
+        raise TypeError(f"images must be an array or tensor ({error})") from error
     shape = tuple(images.shape)
-    if images.ndim == 3: images = images[:, None]
+    if images.ndim == 3:
+        images = images[:, None]
     if images.ndim != 4 or not {images.shape[1], images.shape[3]} & {1, 3}:
-        raise ValueError("images must be (n, height, width), (n, height, width, channels) or (n, channels, height, width), with 1 or 3 "
-                         f"channels, got {shape}")
-    if images.shape[1] not in (1, 3): images = images.permute(0, 3, 1, 2)
+        raise ValueError(
+            "images must be (n, height, width), (n, height, width, channels) or (n, channels, height, width), with 1 or 3 "
+            f"channels, got {shape}"
+        )
+    if images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2)
     if images.is_floating_point():
         if not ((images >= 0) & (images <= 1)).all():
-            raise ValueError(f"floating-point images must lie in 0..1, got {images.min():g} to {images.max():g}")
+            raise ValueError(
+                f"floating-point images must lie in 0..1, got {images.min():g} to {images.max():g}"
+            )
         images = (images * 255).round().to(torch.uint8)
-    if images.dtype != torch.uint8: raise TypeError(f"images must be uint8, or floating point in 0..1, got {images.dtype}")
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8, or floating point in 0..1, got {images.dtype}")
     return images.contiguous()
 
 # %% ../nbs/api/own_images.ipynb #769c6c6c
 def _codes(labels, classes):
     "Labels as int64 (n,) and the names of the classes"
     labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-    if pd.isna(labels).any(): raise ValueError(f"labels must all be there, {int(pd.isna(labels).sum())} are missing")
-    if labels.dtype == object and all(isinstance(label, int | np.integer) for label in labels.flat): labels = labels.astype(np.int64)
-    if labels.ndim == 2 and labels.shape[1] == 1: labels = labels[:, 0]
-    if labels.ndim != 1: raise ValueError(f"labels must be (n,) or (n, 1), one class for each image, got {labels.shape}")
+    if pd.isna(labels).any():
+        raise ValueError(f"labels must all be there, {int(pd.isna(labels).sum())} are missing")
+    if labels.dtype == object and all(isinstance(label, int | np.integer) for label in labels.flat):
+        labels = labels.astype(np.int64)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels must be (n,) or (n, 1), one class for each image, got {labels.shape}"
+        )
     if labels.dtype.kind not in "iu":
-        if labels.dtype.kind not in "OUT": raise TypeError(f"labels must be whole numbers or names, got {labels.dtype}: convert them")
+        if labels.dtype.kind not in "OUT":
+            raise TypeError(
+                f"labels must be whole numbers or names, got {labels.dtype}: convert them"
+            )
         names = [str(c) for c in classes] if classes else sorted(set(map(str, labels)))
         if unknown := sorted(set(map(str, labels)) - set(names)):
             raise ValueError(f"labels must be of {', '.join(names)}, got {', '.join(unknown)}")
         labels = np.array([names.index(str(label)) for label in labels])
         return torch.from_numpy(labels), names
     codes = torch.from_numpy(labels.astype(np.int64))
-    if len(codes) and codes.max() > len(codes): raise ValueError(f"labels must number classes that have images, got {codes.max()}")
+    if len(codes) and codes.max() > len(codes):
+        raise ValueError(f"labels must number classes that have images, got {codes.max()}")
     if classes and len(codes) and codes.max() >= len(classes):
-        raise ValueError(f"classes must name all labels, 0 to {codes.max()}, got {len(classes)} name{'s' * (len(classes) > 1)}")
-    return codes, [str(c) for c in classes] if classes else [str(c) for c in range(int(codes.max()) + 1 if len(codes) else 0)]
+        raise ValueError(
+            f"classes must name all labels, 0 to {codes.max()}, got {len(classes)} name{'s' * (len(classes) > 1)}"
+        )
+    return codes, [str(c) for c in classes] if classes else [
+        str(c) for c in range(int(codes.max()) + 1 if len(codes) else 0)
+    ]
 
 # %% ../nbs/api/own_images.ipynb #493012a6
 def _equal_images(images, groups):
@@ -428,124 +650,182 @@ def _equal_images(images, groups):
     first, joined = {}, groups.clone()
     for i, image in enumerate(images.flatten(1).numpy()):
         other = first.setdefault(hashlib.sha256(image).digest(), i)
-        if joined[i] != joined[other]: joined[joined == joined[i]] = joined[other].item()
+        if joined[i] != joined[other]:
+            joined[joined == joined[i]] = joined[other].item()
     return joined
+
 
 def _group_codes(groups, n):
     "Groups as int64 (n,)"
-    if groups is None: return torch.arange(n)
-    names = [_group(value) for value in (groups.tolist() if isinstance(groups, torch.Tensor) else groups)]
+    if groups is None:
+        return torch.arange(n)
+    names = [
+        _group(value) for value in (groups.tolist() if isinstance(groups, torch.Tensor) else groups)
+    ]
     if len(names) != n or None in names:
-        raise ValueError(f"groups must be one for each of {n} images, got {len(names)}, of which {names.count(None)} are missing")
+        raise ValueError(
+            f"groups must be one for each of {n} images, got {len(names)}, of which {names.count(None)} are missing"
+        )
     return torch.as_tensor(pd.factorize(np.array(names, dtype=object))[0])
+
 
 def _warn_of_copies(joined, given):
     "Warn of equal images in two splits that are given"
     table = pd.DataFrame(dict(group=joined.tolist(), split=given))
     shared = table.groupby("group").split.nunique() > 1
-    if n := int(shared.sum()): warnings.warn(f"{n} images are in more than one split: what is measured on them says little", stacklevel=4)
+    if n := int(shared.sum()):
+        warnings.warn(
+            f"{n} images are in more than one split: what is measured on them says little",
+            stacklevel=4,
+        )
 
 # %% ../nbs/api/own_images.ipynb #0cfa5715
 def _given(splits, n):
     "Splits as a list of train, valid and test, or of None"
-    if splits is None: return [None] * n
+    if splits is None:
+        return [None] * n
     given = [_SPLITS.get(str(s).strip().lower()) for s in splits]
-    if len(given) == n and None not in given and "train" in given: return given
-    raise ValueError("splits must be one of train, valid and test for each image, with some of train, got "
-                     f"{sorted(set(map(str, splits)))} for {len(given)}")
+    if len(given) == n and None not in given and "train" in given:
+        return given
+    raise ValueError(
+        "splits must be one of train, valid and test for each image, with some of train, got "
+        f"{sorted(set(map(str, splits)))} for {len(given)}"
+    )
+
 
 def _check_present(codes, names):
     "ValueError for fewer than two classes, and for a class without images"
     counts = class_counts(codes, len(names)).tolist()
     if len(names) < 2 or not min(counts):
-        raise ValueError(f"at least two classes are needed, each with images, got {dict(zip(names, counts, strict=True))}")
+        raise ValueError(
+            f"at least two classes are needed, each with images, got {dict(zip(names, counts, strict=True))}"
+        )
+
 
 def _check_splittable(labels, groups, given):
     "ValueError for a class that the splits cannot all have"
     rows = pd.DataFrame(dict(label=labels, group=groups, split=given, problem=None), dtype=object)
     _mark_small(rows)
-    if bad := rows.problem.dropna().unique().tolist(): raise ValueError(f"images cannot be split: {bad[0].removeprefix('has ')}")
+    if bad := rows.problem.dropna().unique().tolist():
+        raise ValueError(f"images cannot be split: {bad[0].removeprefix('has ')}")
 
 # %% ../nbs/api/own_images.ipynb #a45df82b
 def from_arrays(
-    images, # array or tensor (n, height, width), or (n, height, width, channels), or channels first; bytes, or floats in 0..1
-    labels, # (n,) or (n, 1) whole numbers, or names
+    images,  # array or tensor (n, height, width), or (n, height, width, channels), or channels first; bytes, or floats in 0..1
+    labels,  # (n,) or (n, 1) whole numbers, or names
     *,
-    classes=None, # names of the classes; None: the numbers, or the names in alphabetical order
-    groups=None, # (n,) of what the image shows; images of one group share a split
-    splits=None, # (n,) of "train", "valid" and "test"; those that do not occur are dealt out of train
-    shares=(.7, .15, .15), # of train, valid and test, for what is dealt out
-    seed=0, # of the dealing
-    name="arrays", # of the data set
-    source="memory", # where it is from
-)->ImageData:
+    classes=None,  # names of the classes; None: the numbers, or the names in alphabetical order
+    groups=None,  # (n,) of what the image shows; images of one group share a split
+    splits=None,  # (n,) of "train", "valid" and "test"; those that do not occur are dealt out of train
+    shares=(0.7, 0.15, 0.15),  # of train, valid and test, for what is dealt out
+    seed=0,  # of the dealing
+    name="arrays",  # of the data set
+    source="memory",  # where it is from
+) -> ImageData:
     """Images from arrays in memory.
 
     Raises ValueError and TypeError for shapes, types, labels and splits that do not fit, and for a class with too few groups."""
     images, (codes, names) = _byte_images(images), _codes(labels, classes)
-    if len(images) != len(codes): raise ValueError(f"one label for each image: got {len(codes)} for {len(images)}")
+    if len(images) != len(codes):
+        raise ValueError(f"one label for each image: got {len(codes)} for {len(images)}")
     _check_present(codes, names)
     _check_request(classes, shares, seed)
     given, groups = _given(splits, len(codes)), _group_codes(groups, len(codes))
     joined = _equal_images(images, groups)
-    if splits is None: groups = joined
-    else: _warn_of_copies(joined, given)
+    if splits is None:
+        groups = joined
+    else:
+        _warn_of_copies(joined, given)
     _check_splittable([names[c] for c in codes], groups.tolist(), given)
-    return ImageData(images, codes, tuple(names), _deal(codes, groups, given, shares, seed), name, source, seed, groups)
+    return ImageData(
+        images,
+        codes,
+        tuple(names),
+        _deal(codes, groups, given, shares, seed),
+        name,
+        source,
+        seed,
+        groups,
+    )
 
 # %% ../nbs/api/own_images.ipynb #36cff257
 _MAX_NPZ = 2**35  # bytes; the largest MedMNIST file unfolds to 34 GB
 
+
 def _npz_arrays(path):
     "Dict of the arrays in an .npz, none of them pickled"
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {str(path)!r}, which should be an .npz")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}, which should be an .npz")
     try:
-        with zipfile.ZipFile(path) as archive: size = sum(info.file_size for info in archive.infolist())
-        if size > _MAX_NPZ: raise ValueError(f"it unfolds to {size} bytes, at most {_MAX_NPZ} are read")
-        with np.load(path, allow_pickle=False) as arrays: return {name: arrays[name] for name in arrays.files}
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > _MAX_NPZ:
+            raise ValueError(f"it unfolds to {size} bytes, at most {_MAX_NPZ} are read")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # what the readers of a damaged archive raise is of every kind
         raise ValueError(f"{path}: not an .npz of plain arrays ({error})") from error
 
 # %% ../nbs/api/own_images.ipynb #f8f5300f
 def from_npz(
-    path, # of an .npz with train_images and train_labels, and the same with val and test
+    path,  # of an .npz with train_images and train_labels, and the same with val and test
     *,
-    classes=None, # names of the classes; None: their numbers
-    **kwargs, # of from_arrays: shares, seed
-)->ImageData:
+    classes=None,  # names of the classes; None: their numbers
+    **kwargs,  # of from_arrays: shares, seed
+) -> ImageData:
     "Images from an `.npz` in the layout of MedMNIST. A missing `val` or `test` is dealt out of `train`. Raises ValueError for other files."
     arrays, parts = _npz_arrays(path), {}
     for part in ("train", "val", "test"):
         both = [arrays.get(f"{part}_{kind}") for kind in ("images", "labels")]
         if all(a is not None and np.ndim(a) and len(a) for a in both):
             (images, labels), first = both, parts.get("train", both)[0].shape[1:]
-            if len(images) != len(labels): raise ValueError(f"{path}: one label for each image: {part} has {len(labels)} for {len(images)}")
+            if len(images) != len(labels):
+                raise ValueError(
+                    f"{path}: one label for each image: {part} has {len(labels)} for {len(images)}"
+                )
             if images.shape[1:] != first:
-                raise ValueError(f"{path}: images must have one shape, got {first} in train and {images.shape[1:]} in {part}")
+                raise ValueError(
+                    f"{path}: images must have one shape, got {first} in train and {images.shape[1:]} in {part}"
+                )
             parts[part] = both
         elif part == "train" or any(a is not None for a in both):
             found = ", ".join(arrays) or "nothing"
-            raise ValueError(f"{path}: {part}_images and {part}_labels must be there and hold images, found {found}")
+            raise ValueError(
+                f"{path}: {part}_images and {part}_labels must be there and hold images, found {found}"
+            )
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True))
     splits = [part for part, (_, labels) in parts.items() for _ in labels]
-    return from_arrays(images, labels, classes=classes, splits=splits, **dict(name=Path(path).stem, source=str(path)) | kwargs)
+    return from_arrays(
+        images,
+        labels,
+        classes=classes,
+        splits=splits,
+        **dict(name=Path(path).stem, source=str(path)) | kwargs,
+    )
 
 # %% ../nbs/api/own_images.ipynb #e8cde987
 def from_dataloaders(
-    dls, # fastai DataLoaders: train, valid and, where there is one, test; with a vocab; items are (image, category)
+    dls,  # fastai DataLoaders: train, valid and, where there is one, test; with a vocab; items are (image, category)
     *,
-    groups=None, # (n,) of the training items, then those of valid (and test); images of one group share a split
-    **kwargs, # of from_arrays: shares, seed, name
-)->ImageData:
+    groups=None,  # (n,) of the training items, then those of valid (and test); images of one group share a split
+    **kwargs,  # of from_arrays: shares, seed, name
+) -> ImageData:
     """Images from fastai's loaders, decoded once and without augmentation.
 
     Raises ValueError for loaders without a vocab and for items of different sizes or without 8-bit images."""
-    if not hasattr(dls, "vocab"): raise ValueError("dls must have a vocab, the names of the classes, as from a CategoryBlock")
+    if not hasattr(dls, "vocab"):
+        raise ValueError("dls must have a vocab, the names of the classes, as from a CategoryBlock")
     parts = [_all_items(dls, dl) for dl in dls.loaders[:3]]
-    splits = [split for split, (_, labels) in zip(("train", "valid", "test"), parts, strict=False) for _ in labels]
+    splits = [
+        split
+        for split, (_, labels) in zip(("train", "valid", "test"), parts, strict=False)
+        for _ in labels
+    ]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     kwargs = dict(name="dataloaders", source="fastai") | kwargs
-    return from_arrays(images, labels, classes=[str(c) for c in dls.vocab], groups=groups, splits=splits, **kwargs)
+    return from_arrays(
+        images, labels, classes=[str(c) for c in dls.vocab], groups=groups, splits=splits, **kwargs
+    )
 
 # %% ../nbs/api/own_images.ipynb #805175a9
 def _all_items(dls, dl):
@@ -553,11 +833,21 @@ def _all_items(dls, dl):
     whole = dls.valid.new(dl.dataset, shuffle=False, drop_last=False, after_batch=_same)
     set_split = getattr(dl.dataset, "set_split_idx", None)
     try:
-        with set_split(1) if set_split else nullcontext(): batches = [to_cpu(batch) for batch in whole]
-        images, labels = (torch.cat(tensors).as_subclass(torch.Tensor) for tensors in zip(*batches, strict=True))
+        with set_split(1) if set_split else nullcontext():
+            batches = [to_cpu(batch) for batch in whole]
+        images, labels = (
+            torch.cat(tensors).as_subclass(torch.Tensor) for tensors in zip(*batches, strict=True)
+        )
     except RuntimeError as error:
-        raise ValueError(f"items must have one size: give the DataBlock an item transform such as Resize(64) ({error})") from error
-    if images.dtype != torch.uint8: raise ValueError(f"items must be 8-bit images until the batch transforms, got {images.dtype}")
+        raise ValueError(
+            f"items must have one size: give the DataBlock an item transform such as Resize(64) ({error})"
+        ) from error
+    if images.dtype != torch.uint8:
+        raise ValueError(
+            f"items must be 8-bit images until the batch transforms, got {images.dtype}"
+        )
     return images, labels
 
-def _same(batch): return batch
+
+def _same(batch):
+    return batch

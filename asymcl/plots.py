@@ -26,44 +26,65 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
-def _colour(i): return PALETTE[i % len(PALETTE)]
 
-def _marker(i): return _MARKERS[i % len(_MARKERS)]
+def _colour(i):
+    return PALETTE[i % len(PALETTE)]
+
+
+def _marker(i):
+    return _MARKERS[i % len(_MARKERS)]
 
 # %% ../nbs/api/plots.ipynb #90e1f6a5
 def _axes(ax, figsize):
     "`ax`, or the only axes of a new figure."
-    return plt.subplots(figsize=figsize, layout="constrained", facecolor="white")[1] if ax is None else ax
+    return (
+        plt.subplots(figsize=figsize, layout="constrained", facecolor="white")[1]
+        if ax is None
+        else ax
+    )
 
 # %% ../nbs/api/plots.ipynb #43f401cc
 _COLUMN = 7.2  # inches
+
 
 def _panels(n, size, columns):
     "A figure of `n` panels of `size` inches in rows of at most `columns`, and the list of its axes."
     columns = min(n, columns)
     rows = -(-n // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), layout="constrained",
-                             facecolor="white", squeeze=False)
-    for ax in axes.flat[n:]: ax.remove()
+    fig, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(size[0] * columns, size[1] * rows),
+        layout="constrained",
+        facecolor="white",
+        squeeze=False,
+    )
+    for ax in axes.flat[n:]:
+        ax.remove()
     return fig, list(axes.flat[:n])
 
 # %% ../nbs/api/plots.ipynb #3d25ffb1
 def _not_empty(values, name):
-    if not len(values): raise ValueError(f"{name} must not be empty, got {values!r}")
+    if not len(values):
+        raise ValueError(f"{name} must not be empty, got {values!r}")
 
 # %% ../nbs/api/plots.ipynb #950c71c1
 def _count_table(counts, classes):
     "`counts` as arrays (classes,), checked."
-    if "train" not in counts: raise ValueError(f"counts must have a split 'train', got {list(counts)}")
+    if "train" not in counts:
+        raise ValueError(f"counts must have a split 'train', got {list(counts)}")
     table = {split: _array(c, f"counts[{split!r}]") for split, c in counts.items()}
     for split, c in table.items():
         if c.shape != (len(classes),) or c.min() < 0:
-            raise ValueError(f"counts[{split!r}] must be {len(classes)} numbers >= 0, one per class, got {c.tolist()}")
+            raise ValueError(
+                f"counts[{split!r}] must be {len(classes)} numbers >= 0, one per class, got {c.tolist()}"
+            )
     return table
 
 # %% ../nbs/api/plots.ipynb #924e71ac
 def _imbalance_title(train, classes):
-    if not train.min(): return f"Train has no image of {classes[train.argmin()]}"
+    if not train.min():
+        return f"Train has no image of {classes[train.argmin()]}"
     return f"Imbalance ratio in train: {train.max() / train.min():.3g} (largest to smallest class)"
 
 # %% ../nbs/api/plots.ipynb #a5eb6a47
@@ -76,16 +97,24 @@ def plot_class_counts(
 
     Raises ValueError for empty counts, counts that do not fit the classes, or no split "train"."""
     table = _count_table(counts, classes)
-    bars, width = len(table) * len(classes), .85 / len(table)
-    ax = _axes(ax, (max(6, .33 * bars), 3))
+    bars, width = len(table) * len(classes), 0.85 / len(table)
+    ax = _axes(ax, (max(6, 0.33 * bars), 3))
     for i, (split, c) in enumerate(table.items()):
         x = np.arange(len(classes)) + (i - (len(table) - 1) / 2) * width
-        drawn = ax.bar(x, c, width, label=split, color=_colour(i), hatch=_HATCHES[i % len(_HATCHES)], edgecolor="white")
+        drawn = ax.bar(
+            x,
+            c,
+            width,
+            label=split,
+            color=_colour(i),
+            hatch=_HATCHES[i % len(_HATCHES)],
+            edgecolor="white",
+        )
         ax.bar_label(drawn, fontsize=8, padding=2, fmt="{:,.0f}", rotation=90 if bars > 12 else 0)
     ax.set_xticks(range(len(classes)), classes)
     ax.set(ylabel="images (count)", title=_imbalance_title(table["train"], classes))
     ax.yaxis.set_major_formatter("{x:,.0f}")
-    ax.margins(y=.25 if bars > 12 else .15)
+    ax.margins(y=0.25 if bars > 12 else 0.15)
     ax.legend(title="split", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax.figure
 
@@ -94,7 +123,9 @@ def _runs(runs, method):
     "Runs of one method as an array (seeds, epochs)."
     lengths = sorted({len(run) for run in runs})
     if len(lengths) != 1 or not lengths[0]:
-        raise ValueError(f"curves[{method!r}] must be runs of one length >= 1, got lengths {lengths}")
+        raise ValueError(
+            f"curves[{method!r}] must be runs of one length >= 1, got lengths {lengths}"
+        )
     return np.asarray(runs, dtype=float)
 
 # %% ../nbs/api/plots.ipynb #d3a2077f
@@ -112,9 +143,18 @@ def plot_curves(
     ax = _axes(ax, (6.5, 3.2))
     for i, (method, runs) in enumerate(table.items()):
         epochs = np.arange(1, runs.shape[1] + 1)
-        ax.plot(epochs, runs.T, color=_colour(i), linewidth=.7, alpha=.5)
-        ax.plot(epochs, runs.mean(0), color=_colour(i), linewidth=2, linestyle=_LINES[i % len(_LINES)],
-                marker=_marker(i), markersize=5, markevery=max(1, len(epochs) // 8), label=f"{method} ({len(runs)})")
+        ax.plot(epochs, runs.T, color=_colour(i), linewidth=0.7, alpha=0.5)
+        ax.plot(
+            epochs,
+            runs.mean(0),
+            color=_colour(i),
+            linewidth=2,
+            linestyle=_LINES[i % len(_LINES)],
+            marker=_marker(i),
+            markersize=5,
+            markevery=max(1, len(epochs) // 8),
+            label=f"{method} ({len(runs)})",
+        )
     ax.set(xlabel="epoch", ylabel=ylabel, title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(title="mean (seeds)", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -125,8 +165,11 @@ def _flat_map(embeddings):
     "Coordinates (n, 2) on the first two principal components and their shares of the variance in per cent."
     z = _array(embeddings, "embeddings")
     if z.ndim != 2 or min(z.shape) < 2 or not np.isfinite(z).all():
-        raise ValueError(f"embeddings must be finite, of shape (n, d) with n and d >= 2, got shape {z.shape}")
-    with np.errstate(invalid="ignore"): pca = PCA(2, svd_solver="full").fit(z)  # 0 / 0 where all points coincide
+        raise ValueError(
+            f"embeddings must be finite, of shape (n, d) with n and d >= 2, got shape {z.shape}"
+        )
+    with np.errstate(invalid="ignore"):
+        pca = PCA(2, svd_solver="full").fit(z)  # 0 / 0 where all points coincide
     return pca.transform(z), 100 * np.nan_to_num(pca.explained_variance_ratio_)
 
 # %% ../nbs/api/plots.ipynb #85ea31fe
@@ -134,10 +177,15 @@ def _scatter(ax, xy, labels, classes):
     "The points of each class that has any; the rarest last, larger and with an edge."
     counts = np.bincount(labels, minlength=len(classes))
     order = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
-    plain, top = dict(s=14, alpha=.6, linewidths=0), dict(s=24, alpha=.9, linewidths=.5, edgecolors="black")
+    plain, top = (
+        dict(s=14, alpha=0.6, linewidths=0),
+        dict(s=24, alpha=0.9, linewidths=0.5, edgecolors="black"),
+    )
     for c in order:
         style = top if c == order[-1] else plain
-        ax.scatter(*xy[labels == c].T, facecolors=_colour(c), marker=_marker(c), label=classes[c], **style)
+        ax.scatter(
+            *xy[labels == c].T, facecolors=_colour(c), marker=_marker(c), label=classes[c], **style
+        )
 
 # %% ../nbs/api/plots.ipynb #e5508ff5
 def plot_embeddings(
@@ -152,11 +200,16 @@ def plot_embeddings(
     Raises ValueError for shapes that disagree, labels outside the classes, or embeddings that are not finite."""
     (xy, share), labels = _flat_map(embeddings), _labels(labels, "labels", len(classes))
     if len(xy) != len(labels):
-        raise ValueError(f"embeddings and labels must have one length, got {len(xy)} and {len(labels)}")
+        raise ValueError(
+            f"embeddings and labels must have one length, got {len(xy)} and {len(labels)}"
+        )
     ax = _axes(ax, (6, 3.6))
     _scatter(ax, xy, labels, classes)
-    ax.set(xlabel=f"component 1 ({share[0]:.0f}% of variance)", ylabel=f"component 2 ({share[1]:.0f}% of variance)",
-           title=title)
+    ax.set(
+        xlabel=f"component 1 ({share[0]:.0f}% of variance)",
+        ylabel=f"component 2 ({share[1]:.0f}% of variance)",
+        title=title,
+    )
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax.figure
 
@@ -176,9 +229,16 @@ def plot_embedding_maps(
         ax.get_legend().remove()
         shown |= {points.get_label(): points for points in ax.collections}
     names = [c for c in classes if c in shown]
-    legend = fig.legend([shown[c] for c in names], names, loc="outside lower center", ncols=min(5, len(names)),
-                        frameon=False, markerscale=1.5)
-    for handle in legend.legend_handles: handle.set_alpha(1)
+    legend = fig.legend(
+        [shown[c] for c in names],
+        names,
+        loc="outside lower center",
+        ncols=min(5, len(names)),
+        frameon=False,
+        markerscale=1.5,
+    )
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
     return fig
 
 # %% ../nbs/api/plots.ipynb #74d97c6d
@@ -187,7 +247,9 @@ def _row_shares(counts, method, n_classes):
     counts = _array(counts, f"confusion[{method!r}]")
     shape = (n_classes, n_classes)
     if counts.shape != shape or not np.isfinite(counts).all() or counts.min() < 0:
-        raise ValueError(f"confusion[{method!r}] must be counts >= 0 of shape {shape}, got {counts.tolist()}")
+        raise ValueError(
+            f"confusion[{method!r}] must be counts >= 0 of shape {shape}, got {counts.tolist()}"
+        )
     rows = counts.sum(1, keepdims=True)
     return counts, np.divide(100 * counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
 
@@ -196,8 +258,20 @@ def _write_cells(ax, image, counts, shares, fontsize):
     "Share and count in each cell, in the colour that can be read on it."
     for (i, j), share in np.ndenumerate(shares):
         text = "–" if np.isnan(share) else f"{share:.1f}%\n{counts[i, j]:,.0f}"
-        luminance = 1 if np.isnan(share) else np.power(image.to_rgba(share)[:3], 2.2) @ (.2126, .7152, .0722)
-        ax.text(j, i, text, ha="center", va="center", fontsize=fontsize, color="black" if luminance > .18 else "white")
+        luminance = (
+            1
+            if np.isnan(share)
+            else np.power(image.to_rgba(share)[:3], 2.2) @ (0.2126, 0.7152, 0.0722)
+        )
+        ax.text(
+            j,
+            i,
+            text,
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            color="black" if luminance > 0.18 else "white",
+        )
 
 # %% ../nbs/api/plots.ipynb #65bdd96c
 def plot_confusion(
@@ -210,8 +284,8 @@ def plot_confusion(
     _not_empty(confusion, "confusion")
     n, many = len(classes), len(classes) > 4
     table = {method: _row_shares(counts, method, n) for method, counts in confusion.items()}
-    names = .11 * n * max(map(len, classes)) + 1.2  # inches, names side by side
-    side = .55 * n + .9 if many else min(max(2.6, names), 4.5)
+    names = 0.11 * n * max(map(len, classes)) + 1.2  # inches, names side by side
+    side = 0.55 * n + 0.9 if many else min(max(2.6, names), 4.5)
     fig, axes = _panels(len(table), (side, side), columns=max(1, int(8 // side)))
     for ax, (method, (counts, shares)) in zip(axes, table.items(), strict=True):
         image = ax.imshow(shares, vmin=0, vmax=100, cmap="Blues")
@@ -219,7 +293,7 @@ def plot_confusion(
         ax.set_xticks(range(n), classes, rotation=90 if many else 0)
         ax.set_yticks(range(n), classes, rotation=0 if many else 90, va="center")
         ax.set(title=method, xlabel="predicted class", ylabel="true class")
-    fig.colorbar(image, ax=axes, label="share of the true class (%)", shrink=.7)
+    fig.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.7)
     return fig
 
 # %% ../nbs/api/plots.ipynb #06435a74
@@ -228,54 +302,97 @@ def _values_by_method(records, metrics):
     _not_empty(records, "records")
     shared = set.intersection(*(set(r) for r in records))
     for key in ("method", "seed", *metrics):
-        if key not in shared: raise ValueError(f"{key!r} is not in every record, choose from {sorted(shared)}")
+        if key not in shared:
+            raise ValueError(f"{key!r} is not in every record, choose from {sorted(shared)}")
     runs = [(r["method"], r["seed"]) for r in records]
-    if len(set(runs)) < len(runs): raise ValueError(f"each method and seed may occur once, got {runs}")
+    if len(set(runs)) < len(runs):
+        raise ValueError(f"each method and seed may occur once, got {runs}")
     methods = dict.fromkeys(method for method, _ in runs)
-    return {m: np.array([[r[key] for r in records if r["method"] == m] for key in metrics], float) for m in methods}
+    return {
+        m: np.array([[r[key] for r in records if r["method"] == m] for key in metrics], float)
+        for m in methods
+    }
 
 # %% ../nbs/api/plots.ipynb #34ff5198
 def _interval_note(seeds, cut=False):
     "What the marks mean, for methods with these numbers of seeds, and whether an interval was `cut`."
     single = "no interval from a single seed"
-    if max(seeds) == 1: return f"dot: one seed ({single})"
+    if max(seeds) == 1:
+        return f"dot: one seed ({single})"
     several = [n for n in seeds if n > 1]
-    span = f"{min(several)}" if min(several) == max(several) else f"{min(several)} to {max(several)}"
+    span = (
+        f"{min(several)}" if min(several) == max(several) else f"{min(several)} to {max(several)}"
+    )
     note = f"dot: one seed; diamond and bar: mean and its 95% Student t interval over {span} seeds"
     return note + (f"; {single}" if min(seeds) == 1 else "") + ("; cut at 0 and 1" if cut else "")
 
 # %% ../nbs/api/plots.ipynb #7d80f96d
-def _bounds(label): return (0, 1) if label.endswith("(0 to 1)") else (-np.inf, np.inf)
+def _bounds(label):
+    return (0, 1) if label.endswith("(0 to 1)") else (-np.inf, np.inf)
+
 
 def _cut_interval(values, bounds):
     "Mean, ends of its interval inside the bounds, and whether one of them was cut"
     mean, low, high = mean_interval(values)
-    return mean, max(low, bounds[0]), min(high, bounds[1]), bool(low < bounds[0] or high > bounds[1])
+    return (
+        mean,
+        max(low, bounds[0]),
+        min(high, bounds[1]),
+        bool(low < bounds[0] or high > bounds[1]),
+    )
 
 # %% ../nbs/api/plots.ipynb #30b87006
 def _draw_row(ax, row, values, bounds):
     "Seeds, mean and interval of one method; returns whether the interval was cut"
-    height = np.full(len(values), row + (.22 if len(values) > 1 else 0))
-    ax.plot(values, height, linestyle="", marker="o", markersize=5, markerfacecolor="none", color=_colour(row))
-    if len(values) == 1: return False
+    height = np.full(len(values), row + (0.22 if len(values) > 1 else 0))
+    ax.plot(
+        values,
+        height,
+        linestyle="",
+        marker="o",
+        markersize=5,
+        markerfacecolor="none",
+        color=_colour(row),
+    )
+    if len(values) == 1:
+        return False
     mean, low, high, cut = _cut_interval(values, bounds)
-    ax.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color=_colour(row), marker="D", markersize=6, capsize=4)
-    ax.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
+    ax.errorbar(
+        mean,
+        row,
+        xerr=[[mean - low], [high - mean]],
+        color=_colour(row),
+        marker="D",
+        markersize=6,
+        capsize=4,
+    )
+    ax.annotate(
+        f"{mean:.3f}",
+        (mean, row),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+    )
     return cut
 
 # %% ../nbs/api/plots.ipynb #60f3af71
 _LABELS = dict(
-    weighted_accuracy="weighted accuracy (0 to 1)", unweighted_accuracy="unweighted accuracy (0 to 1)",
-    roc_auc="ROC AUC (0 to 1)", average_precision="average precision (0 to 1)",
-    calibration_error="calibration error (0 to 1)")
+    weighted_accuracy="weighted accuracy (0 to 1)",
+    unweighted_accuracy="unweighted accuracy (0 to 1)",
+    roc_auc="ROC AUC (0 to 1)",
+    average_precision="average precision (0 to 1)",
+    calibration_error="calibration error (0 to 1)",
+)
 
 # %% ../nbs/api/plots.ipynb #e213590b
 def _few_ticks(ax, axis):
     "At most four ticks, with grid lines, on the axis of numbers, and the smaller print that narrow panels need"
     axis.set_major_locator(MaxNLocator(3))
-    axis.grid(alpha=.3)
+    axis.grid(alpha=0.3)
     ax.tick_params(labelsize=9)
-    for other in (ax.xaxis, ax.yaxis): other.label.set_size(9)
+    for other in (ax.xaxis, ax.yaxis):
+        other.label.set_size(9)
 
 # %% ../nbs/api/plots.ipynb #9368cf71
 def plot_comparison(
@@ -289,12 +406,13 @@ def plot_comparison(
     _not_empty(metrics, "metrics")
     values, names = _values_by_method(records, metrics), _LABELS | (labels or {})
     width, cut = min(3.6, _COLUMN / min(3, len(metrics))), False
-    fig, axes = _panels(len(metrics), (width, .5 * len(values) + 1.2), columns=3)
+    fig, axes = _panels(len(metrics), (width, 0.5 * len(values) + 1.2), columns=3)
     for p, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         label = names.get(metric, metric)
-        for row, of_method in enumerate(values.values()): cut |= _draw_row(ax, row, of_method[p], _bounds(label))
+        for row, of_method in enumerate(values.values()):
+            cut |= _draw_row(ax, row, of_method[p], _bounds(label))
         ax.set_yticks(range(len(values)), values if p % 3 == 0 else [""] * len(values))
-        ax.set(ylim=(len(values) - .4, -.7), xlabel=label)
+        ax.set(ylim=(len(values) - 0.4, -0.7), xlabel=label)
         _few_ticks(ax, ax.xaxis)
     note = _interval_note([v.shape[1] for v in values.values()], cut)
     fig.suptitle(fill(note, int(14 * fig.get_figwidth())), fontsize=9)
@@ -306,10 +424,17 @@ def _means(records, metric, x, y):
     _not_empty(records, "records")
     for key in (metric, x, y):
         shared = sorted(set.intersection(*map(set, records)))
-        if key not in shared: raise ValueError(f"{key!r} is not in every record, choose from {shared}")
+        if key not in shared:
+            raise ValueError(f"{key!r} is not in every record, choose from {shared}")
     columns, rows = sorted({r[x] for r in records}), sorted({r[y] for r in records})
-    cells = [[[r[metric] for r in records if (r[x], r[y]) == (c, row)] for c in columns] for row in rows]
-    return columns, rows, np.array([[np.mean(cell) if cell else np.nan for cell in line] for line in cells])
+    cells = [
+        [[r[metric] for r in records if (r[x], r[y]) == (c, row)] for c in columns] for row in rows
+    ]
+    return (
+        columns,
+        rows,
+        np.array([[np.mean(cell) if cell else np.nan for cell in line] for line in cells]),
+    )
 
 # %% ../nbs/api/plots.ipynb #8281e225
 def plot_grid(
@@ -323,14 +448,23 @@ def plot_grid(
     Raises ValueError for no records and for a key that a record lacks."""
     _not_empty(metrics, "metrics")
     columns, rows, _ = _means(records, metrics[0], x, y)
-    fig, axes = _panels(len(metrics), (.45 * len(columns) + 1.6, .4 * len(rows) + 1.2), columns=2)
+    fig, axes = _panels(len(metrics), (0.45 * len(columns) + 1.6, 0.4 * len(rows) + 1.2), columns=2)
     for ax, metric in zip(axes, metrics, strict=True):
         means = 100 * _means(records, metric, x, y)[2]
         image = ax.imshow(means, cmap="cividis", aspect="auto", origin="lower")
         for (i, j), value in np.ndenumerate(means):
             middle = np.nanmean([np.nanmin(means), np.nanmax(means)])
-            if np.isnan(value): continue
-            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
+            if np.isnan(value):
+                continue
+            ax.text(
+                j,
+                i,
+                f"{value:.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value < middle else "black",
+            )
         ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
         ax.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
         ax.set(xlabel=x, ylabel=y, title=_LABELS.get(metric, metric).split(" (")[0])
@@ -352,20 +486,39 @@ def plot_over(
     metrics=("weighted_accuracy", "unweighted_accuracy", "roc_auc"),  # keys, one panel each
 ) -> plt.Figure:  # the figure
     "Mean and 95% t interval over seeds, cut at 0 and 1, of each method against a setting; ValueError for no records, metrics or key."
-    for name, values in dict(metrics=metrics, records=records).items(): _not_empty(values, name)
-    by_method = {m: [r for r in records if r["method"] == m] for m in dict.fromkeys(r["method"] for r in records)}
-    tables = {m: [_means(own, metric, x, "method") for metric in metrics] for m, own in by_method.items()}
+    for name, values in dict(metrics=metrics, records=records).items():
+        _not_empty(values, name)
+    by_method = {
+        m: [r for r in records if r["method"] == m]
+        for m in dict.fromkeys(r["method"] for r in records)
+    }
+    tables = {
+        m: [_means(own, metric, x, "method") for metric in metrics] for m, own in by_method.items()
+    }
     fig, axes = _panels(len(metrics), (min(3.4, _COLUMN / min(3, len(metrics))), 3.2), columns=3)
     for p, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         ax.set_ylabel(_LABELS.get(metric, metric))
         for i, (method, panels) in enumerate(tables.items()):
             columns, _, (means,) = panels[p]
             scores = [[r[metric] for r in by_method[method] if r[x] == c] for c in columns]
-            _draw_over(ax, (i - (len(tables) - 1) / 2) * .06, scores, means, color=_colour(i), marker=_marker(i),
-                       linestyle=_LINES[i % len(_LINES)], label=method)
+            _draw_over(
+                ax,
+                (i - (len(tables) - 1) / 2) * 0.06,
+                scores,
+                means,
+                color=_colour(i),
+                marker=_marker(i),
+                linestyle=_LINES[i % len(_LINES)],
+                label=method,
+            )
         ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
         _few_ticks(ax, ax.yaxis)
     fig.supxlabel(xlabel, fontsize=9)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", fontsize=9, frameon=False,
-               ncols=min(len(tables), int(fig.get_figwidth() / 1.2)))
+    fig.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        fontsize=9,
+        frameon=False,
+        ncols=min(len(tables), int(fig.get_figwidth() / 1.2)),
+    )
     return fig

@@ -27,18 +27,40 @@ from .inference import decide, image_paths, load_model
 
 # %% ../nbs/api/predict.ipynb #e6bd8984
 def _parser():
-    parser = _Parser("asymcl-predict", description="Name the classes of images by a model that TwoStageLearner.save has kept. Writes a CSV "
-                     "with a row for each file: class, its calibrated probability, and the probabilities of all classes.")
+    parser = _Parser(
+        "asymcl-predict",
+        description="Name the classes of images by a model that TwoStageLearner.save has kept. Writes a CSV "
+        "with a row for each file: class, its calibrated probability, and the probabilities of all classes.",
+    )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="folder of the model")
     add("paths", nargs="+", metavar="PATH", help="image files, and folders of them")
     add("--out", type=Path, metavar="FILE", help="the CSV (default: standard output)")
-    add("--recall", type=float, metavar="SHARE",
+    add(
+        "--recall",
+        type=float,
+        metavar="SHARE",
         help="of the rare class that is to be found, as 0.95: sets the probability from which an image is given this class, by the model's "
-             "validation images (default: the most probable class)")
-    add("--rare", metavar="CLASS", help="that --recall is about (default: the one with the fewest training images)")
-    add("--neighbours", type=int, default=0, metavar="K", help="name the K training images that are most alike to the model (default: 0)")
-    add("--embeddings", type=Path, metavar="FILE", help="also write the features as .npy, a row for each row of the CSV")
+        "validation images (default: the most probable class)",
+    )
+    add(
+        "--rare",
+        metavar="CLASS",
+        help="that --recall is about (default: the one with the fewest training images)",
+    )
+    add(
+        "--neighbours",
+        type=int,
+        default=0,
+        metavar="K",
+        help="name the K training images that are most alike to the model (default: 0)",
+    )
+    add(
+        "--embeddings",
+        type=Path,
+        metavar="FILE",
+        help="also write the features as .npy, a row for each row of the CSV",
+    )
     add("--device", metavar="DEVICE", help="cpu, cuda or mps (default: cpu)")
     return parser
 
@@ -46,39 +68,73 @@ def _parser():
 def _check_outputs(options):
     "Raise an error for files that could not, or should not, be written"
     files = [file for file in (options.out, options.embeddings) if file is not None]
-    if len({file.resolve() for file in files}) < len(files): raise ValueError(f"--out and --embeddings must differ, got {files[0]} twice")
+    if len({file.resolve() for file in files}) < len(files):
+        raise ValueError(f"--out and --embeddings must differ, got {files[0]} twice")
     for file in files:
-        if os.path.lexists(file): raise FileExistsError(f"{file} exists already; give another name")
-        if not file.parent.is_dir(): raise FileNotFoundError(f"there is no folder {str(file.parent)!r} for {file.name}")
-    if options.out is None and sys.stdout is None: raise ValueError("standard output is closed; give --out FILE")
-    if options.rare is not None and options.recall is None: raise ValueError("--rare is of use with --recall only")
+        if os.path.lexists(file):
+            raise FileExistsError(f"{file} exists already; give another name")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {str(file.parent)!r} for {file.name}")
+    if options.out is None and sys.stdout is None:
+        raise ValueError("standard output is closed; give --out FILE")
+    if options.rare is not None and options.recall is None:
+        raise ValueError("--rare is of use with --recall only")
+
 
 def _threshold(model, options):
     "The threshold that is asked for, or None"
-    if options.recall is None: return None
-    counts = (model.about or {}).get("train_counts") or [1]*len(model.classes)
-    found = model.threshold(options.rare or model.classes[counts.index(min(counts))], options.recall)
-    print(f"{options.prog}: {model.classes[found.label]} from a probability of {found.value:.3g}: on validation images recall "
-          f"{found.recall:.3f} of {found.images}, and {found.false_alarms:.3f} of the others", file=sys.stderr)
+    if options.recall is None:
+        return None
+    counts = (model.about or {}).get("train_counts") or [1] * len(model.classes)
+    found = model.threshold(
+        options.rare or model.classes[counts.index(min(counts))], options.recall
+    )
+    print(
+        f"{options.prog}: {model.classes[found.label]} from a probability of {found.value:.3g}: on validation images recall "
+        f"{found.recall:.3f} of {found.images}, and {found.false_alarms:.3f} of the others",
+        file=sys.stderr,
+    )
     return found
 
 # %% ../nbs/api/predict.ipynb #bfb8cb61
 def _columns(model, neighbours):
     "Names of the columns"
-    near = [f"neighbour_{i + 1}{what}" for i in range(neighbours) for what in ("", "_class", "_cosine")]
-    return ["file", "class", "probability", *(f"probability of {c}" for c in model.classes), *near, "problem"]
+    near = [
+        f"neighbour_{i + 1}{what}" for i in range(neighbours) for what in ("", "_class", "_cosine")
+    ]
+    return [
+        "file",
+        "class",
+        "probability",
+        *(f"probability of {c}" for c in model.classes),
+        *near,
+        "problem",
+    ]
+
 
 def _row(answer, model, threshold, neighbours):
     "The row of one answer"
-    if answer.problem: return [answer.file, *[""]*(2 + len(model.classes) + 3*neighbours), answer.problem]
+    if answer.problem:
+        return [answer.file, *[""] * (2 + len(model.classes) + 3 * neighbours), answer.problem]
     p = answer.probabilities
     label = decide(p[None], threshold).item()
     near = []
     if neighbours:
         rows, cosines = model.nearest(answer.features[None], neighbours)
         for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True):
-            near += [model.gallery.names[i], model.classes[model.gallery.labels[i]], f"{cosine:.4f}"]
-    return [answer.file, model.classes[label], f"{p[label]:.6g}", *(f"{q:.6g}" for q in p.tolist()), *near, ""]
+            near += [
+                model.gallery.names[i],
+                model.classes[model.gallery.labels[i]],
+                f"{cosine:.4f}",
+            ]
+    return [
+        answer.file,
+        model.classes[label],
+        f"{p[label]:.6g}",
+        *(f"{q:.6g}" for q in p.tolist()),
+        *near,
+        "",
+    ]
 
 # %% ../nbs/api/predict.ipynb #85d115ae
 def _table(rows):
@@ -87,10 +143,15 @@ def _table(rows):
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode(errors="surrogateescape")
 
+
 def _features(answers, width):
     "The features of all answers in the format of .npy, NaN for a file with a problem"
     missing, content = np.full(width, np.nan, dtype=np.float32), io.BytesIO()
-    np.save(content, np.stack([missing if a.problem else a.features.numpy() for a in answers]), allow_pickle=False)
+    np.save(
+        content,
+        np.stack([missing if a.problem else a.features.numpy() for a in answers]),
+        allow_pickle=False,
+    )
     return content.getvalue()
 
 # %% ../nbs/api/predict.ipynb #2cde8daa
@@ -98,27 +159,38 @@ def _fill(file, answers, content):
     "Write content into a file whose name has been taken; without answers or room give the name back. What went wrong, or None."
     problem = None
     try:
-        if answers: write_atomic(file, content())
-    except (OSError, ValueError, MemoryError) as error: problem = f"{file} could not be written ({error})"
+        if answers:
+            write_atomic(file, content())
+    except (OSError, ValueError, MemoryError) as error:
+        problem = f"{file} could not be written ({error})"
     with suppress(OSError):
-        if not file.stat().st_size: file.unlink()
+        if not file.stat().st_size:
+            file.unlink()
     return problem
+
 
 @contextmanager
 def _writer(options, answers, width):
     "A function that takes a row, for standard output or a file; files are written at the end, however it comes, a row for each answer"
     rows, taken = [], []
-    if options.out is None and hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
-    contents = {options.out: lambda: _table(rows[:len(answers) + 1]), options.embeddings: lambda: _features(answers, width)}
+    if options.out is None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")
+    contents = {
+        options.out: lambda: _table(rows[: len(answers) + 1]),
+        options.embeddings: lambda: _features(answers, width),
+    }
     try:
         for file in filter(None, contents):
             open(file, "x").close()
             taken.append(file)
         yield rows.append if options.out else csv.writer(sys.stdout, lineterminator="\n").writerow
     finally:
-        with _undisturbed(): problems = [_fill(file, answers, contents[file]) for file in taken]
-        if any(problems): raise OSError("; ".join(filter(None, problems)))
-    if options.out is None: sys.stdout.flush()
+        with _undisturbed():
+            problems = [_fill(file, answers, contents[file]) for file in taken]
+        if any(problems):
+            raise OSError("; ".join(filter(None, problems)))
+    if options.out is None:
+        sys.stdout.flush()
 
 # %% ../nbs/api/predict.ipynb #1763eead
 def _predict(options, answers):
@@ -127,30 +199,52 @@ def _predict(options, answers):
     model = load_model(options.model).to(default_device())
     threshold, files = _threshold(model, options), image_paths(options.paths)
     width = model.head.weight.shape[1]
-    if options.neighbours: model.nearest(model.head.weight.new_zeros(1, width), options.neighbours)  # refused before the first file
+    if options.neighbours:
+        model.nearest(
+            model.head.weight.new_zeros(1, width), options.neighbours
+        )  # refused before the first file
     with _writer(options, answers, width) as write:
         write(_columns(model, options.neighbours))
         for answer in model.predict_files(files):
             write(_row(answer, model, threshold, options.neighbours))
-            answers.append(answer._replace(probabilities=None, features=answer.features if options.embeddings else None))
+            answers.append(
+                answer._replace(
+                    probabilities=None, features=answer.features if options.embeddings else None
+                )
+            )
 
 # %% ../nbs/api/predict.ipynb #cacf3e4f
 def _run(parser, options):
     "All that the command does; its exit code"
     answers, options.prog = [], parser.prog
+
     def kept():
-        there = [str(f) for f in (options.out, options.embeddings) if answers and f and f.is_file() and f.stat().st_size]
+        there = [
+            str(f)
+            for f in (options.out, options.embeddings)
+            if answers and f and f.is_file() and f.stat().st_size
+        ]
         return f"; the rows of {len(answers)} files are in {' and '.join(there)}" if there else ""
+
     try:
         _use_device(options.device or "cpu")
         _predict(options, answers)
     except (KeyboardInterrupt, SystemExit) as e:
-        parser.exit(getattr(e, "code", 130), f"{parser.prog}: stopped after {len(answers)} files{kept()}\n")
-    except BrokenPipeError: parser.exit(2)  # whoever reads has gone, as `head` does
+        parser.exit(
+            getattr(e, "code", 130), f"{parser.prog}: stopped after {len(answers)} files{kept()}\n"
+        )
+    except BrokenPipeError:
+        parser.exit(2)  # whoever reads has gone, as `head` does
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError, MemoryError) as e:
         parser.exit(2, f"{parser.prog}: error: {_message(parser, e)}{kept()}\n")
     bad = [f"  {a.file}: {a.problem}" for a in answers if a.problem]
-    if bad: print(f"{parser.prog}: {len(bad)} of {len(answers)} files could not be read", *bad, sep="\n", file=sys.stderr)
+    if bad:
+        print(
+            f"{parser.prog}: {len(bad)} of {len(answers)} files could not be read",
+            *bad,
+            sep="\n",
+            file=sys.stderr,
+        )
     return 1 if bad else 0
 
 # %% ../nbs/api/predict.ipynb #fa104378
@@ -160,7 +254,9 @@ def predict_command(
     "Entry point of `asymcl-predict`"
     parser = _parser()
     options = parser.parse_args(arguments)
-    with _stoppable(): return _run(parser, options)
+    with _stoppable():
+        return _run(parser, options)
 
 # %% ../nbs/api/predict.ipynb #9be1271b
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(predict_command())
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(predict_command())

@@ -27,18 +27,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from .checkpoint import versions, write_atomic
 from .experiment import _LOSS_FIELDS, as_dict, plain_json, read_record
 from .metrics import mean_interval
-from .plots import plot_comparison, plot_confusion, plot_curves, plot_embedding_maps, plot_grid, plot_over
+from asymcl.plots import (
+    plot_comparison,
+    plot_confusion,
+    plot_curves,
+    plot_embedding_maps,
+    plot_grid,
+    plot_over,
+)
 from .statistics import compare_methods, sentence
 
 # %% ../nbs/api/report.ipynb #ada180d5
 def _cell(values, scale=100):
     "Mean and half width of the interval, in per cent, as text"
     mean, low, _ = mean_interval(values)
-    text = f"{scale*mean:.1f}"
-    return text if math.isnan(low) else f"{text} ±{scale*(mean - low):.1f}"
+    text = f"{scale * mean:.1f}"
+    return text if math.isnan(low) else f"{text} ±{scale * (mean - low):.1f}"
 
 # %% ../nbs/api/report.ipynb #e77a1138
 _shown = dict(weighted_accuracy="WA", unweighted_accuracy="UWA", roc_auc="ROC AUC")
+
 
 def summary_rows(
     runs,  # list of Run
@@ -51,7 +59,7 @@ def summary_rows(
     for method in dict.fromkeys(run.method for run in runs):
         own = [run for run in runs if run.method == method]
         cells = [_cell([run.metrics[key] for run in own]) for key in columns]
-        rows.append([method, *cells, f"{sum(run.seconds for run in own)/len(own):.1f}"])
+        rows.append([method, *cells, f"{sum(run.seconds for run in own) / len(own):.1f}"])
     return header, rows
 
 # %% ../nbs/api/report.ipynb #32aaff02
@@ -61,8 +69,14 @@ def text_table(
 ):  # str
     "A table for the terminal, first column to the left, numbers to the right"
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    def line(cells): return "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-    return "\n".join([line(header), "  ".join("-"*w for w in widths), *map(line, rows)])
+
+    def line(cells):
+        return "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 # %% ../nbs/api/report.ipynb #db5e31f1
 def csv_text(runs):
@@ -77,22 +91,48 @@ def csv_text(runs):
 def json_text(settings, data, runs):
     "Settings, rows that were skipped, class counts, versions and all runs without their features"
     skipped = [] if data.skipped is None else data.skipped.to_dict("records")
-    content = dict(settings=asdict(settings), skipped=skipped, classes=list(data.classes), train_counts=data.counts("train").tolist(),
-                   valid_counts=data.counts("valid").tolist(), test_counts=data.counts("test").tolist(), versions=versions(),
-                   device=str(default_device()), threads=torch.get_num_threads(), runs=[as_dict(run) for run in runs])
+    content = dict(
+        settings=asdict(settings),
+        skipped=skipped,
+        classes=list(data.classes),
+        train_counts=data.counts("train").tolist(),
+        valid_counts=data.counts("valid").tolist(),
+        test_counts=data.counts("test").tolist(),
+        versions=versions(),
+        device=str(default_device()),
+        threads=torch.get_num_threads(),
+        runs=[as_dict(run) for run in runs],
+    )
     return json.dumps(plain_json(content), indent=1, allow_nan=False)
 
 # %% ../nbs/api/report.ipynb #d3451a6b
 def _flat(settings, run):
     "A row of a table of records"
-    method, = settings["methods"]
+    (method,) = settings["methods"]
     uses = {name: name in _LOSS_FIELDS[method] for name in ("eta", "gamma")}
-    none = 0. if method in ("CL", "FCL", "ACL", "AFCL") else math.nan
+    none = 0.0 if method in ("CL", "FCL", "ACL", "AFCL") else math.nan
     chosen = {name: settings[name] if used else none for name, used in uses.items()}
-    names = ("averaging", "temperature", "encoder", "optimizer", "lr", "sampler_alpha", "epochs", "train_total")
+    names = (
+        "averaging",
+        "temperature",
+        "encoder",
+        "optimizer",
+        "lr",
+        "sampler_alpha",
+        "epochs",
+        "train_total",
+    )
     head = run.varied.get("head", settings["heads"][0])
-    return dict(method=method, head=head, seed=run.seed, **chosen, **{name: settings[name] for name in names}, seconds=run.seconds,
-                **run.metrics, **{f"valid_{k}": v for k, v in run.valid_metrics.items()})
+    return dict(
+        method=method,
+        head=head,
+        seed=run.seed,
+        **chosen,
+        **{name: settings[name] for name in names},
+        seconds=run.seconds,
+        **run.metrics,
+        **{f"valid_{k}": v for k, v in run.valid_metrics.items()},
+    )
 
 # %% ../nbs/api/report.ipynb #29fa5e4e
 def read_records(
@@ -106,11 +146,22 @@ def read_records(
         try:
             content, runs = read_record(path)
             shares = content["settings"]["proportions"] or content["counts"]["train"]
-            rows += [dict(rare=round(100*min(shares)/sum(shares), 2)) | _flat(content["settings"], run) for run in runs]
+            rows += [
+                dict(rare=round(100 * min(shares) / sum(shares), 2))
+                | _flat(content["settings"], run)
+                for run in runs
+            ]
         except Exception as error:  # of every kind, where a file holds something else
-            raise error if str(path) in str(error) else ValueError(f"{path}: not a record of a run ({error}); remove it") from error
-    if not rows: raise ValueError(f"there are no records in {folder}")
-    return pd.DataFrame(rows).sort_values(["rare", "seed", "method"], ascending=[False, True, True], kind="stable", ignore_index=True)
+            raise (
+                error
+                if str(path) in str(error)
+                else ValueError(f"{path}: not a record of a run ({error}); remove it")
+            ) from error
+    if not rows:
+        raise ValueError(f"there are no records in {folder}")
+    return pd.DataFrame(rows).sort_values(
+        ["rare", "seed", "method"], ascending=[False, True, True], kind="stable", ignore_index=True
+    )
 
 # %% ../nbs/api/report.ipynb #6790f359
 def with_settings(
@@ -118,20 +169,38 @@ def with_settings(
     settings,  # dict: method -> dict of columns and their values
 ) -> pd.DataFrame:
     "The rows of each method that have the settings named for it, in the order of the methods"
-    def of(method, own): return table[(table["method"] == method) & (table[list(own)] == pd.Series(own)).all(axis=1)]
+
+    def of(method, own):
+        return table[(table["method"] == method) & (table[list(own)] == pd.Series(own)).all(axis=1)]
+
     return pd.concat([of(method, own) for method, own in settings.items()])
 
 # %% ../nbs/api/report.ipynb #1190f5b4
 _captions = dict(
     images=("Images", "Some training images of each class."),
-    class_counts=("Class counts", "How rare the rare class is, and on how many images the figures rest."),
-    comparison=("Comparison", "A dot per seed, the mean, and its 95% t interval over seeds. Where intervals overlap widely, these runs "
-                "do not tell the methods apart."),
+    class_counts=(
+        "Class counts",
+        "How rare the rare class is, and on how many images the figures rest.",
+    ),
+    comparison=(
+        "Comparison",
+        "A dot per seed, the mean, and its 95% t interval over seeds. Where intervals overlap widely, these runs "
+        "do not tell the methods apart.",
+    ),
     grid=("Grid", "Mean over seeds for each eta and gamma, with the first of the heads."),
-    over_proportions=("Proportions", "Mean and 95% t interval over seeds, by the share of the last class in the training set."),
-    curves=("Curves", "Unweighted accuracy on the validation split after each epoch: of the nearest neighbours of the embeddings for the "
-            "contrastive losses, of the classifier for CE."),
-    embedding_maps=("Embedding maps", "Features of some test images in their two main directions (first seed)."),
+    over_proportions=(
+        "Proportions",
+        "Mean and 95% t interval over seeds, by the share of the last class in the training set.",
+    ),
+    curves=(
+        "Curves",
+        "Unweighted accuracy on the validation split after each epoch: of the nearest neighbours of the embeddings for the "
+        "contrastive losses, of the classifier for CE.",
+    ),
+    embedding_maps=(
+        "Embedding maps",
+        "Features of some test images in their two main directions (first seed).",
+    ),
     confusion=("Confusion", "Test images by true (rows) and predicted class, summed over seeds."),
 )
 
@@ -142,16 +211,27 @@ def figures(
 ):  # dict of name, as in `_captions`, to matplotlib figure
     "The figures of a report"
     methods = list(dict.fromkeys(run.method for run in runs))
-    def by_method(get): return {m: [get(run) for run in runs if run.method == m] for m in methods}
-    confusion = {m: torch.tensor(c).sum(0).tolist() for m, c in by_method(lambda run: run.confusion).items()}
-    shown = {run.method: (run.features.numpy(), run.feature_labels.numpy()) for run in reversed(runs) if run.features is not None}
+
+    def by_method(get):
+        return {m: [get(run) for run in runs if run.method == m] for m in methods}
+
+    confusion = {
+        m: torch.tensor(c).sum(0).tolist() for m, c in by_method(lambda run: run.confusion).items()
+    }
+    shown = {
+        run.method: (run.features.numpy(), run.feature_labels.numpy())
+        for run in reversed(runs)
+        if run.features is not None
+    }
     maps = {m: shown[m] for m in methods if m in shown}
     return dict(
         images=data.show(8),
         class_counts=data.plot(),
         comparison=plot_comparison([run.record() for run in runs]),
         **_over_settings(runs),
-        curves=plot_curves(by_method(lambda run: run.valid_score), "validation unweighted accuracy", "Stage 1"),
+        curves=plot_curves(
+            by_method(lambda run: run.valid_score), "validation unweighted accuracy", "Stage 1"
+        ),
         **(dict(embedding_maps=plot_embedding_maps(maps, data.classes)) if maps else {}),
         confusion=plot_confusion(confusion, data.classes),
     )
@@ -162,11 +242,21 @@ def _over_settings(runs):
     records, found = [run.record() for run in runs], {}
     varied = set(runs[0].varied) - {"loss", "head"}
     if varied == {"eta", "gamma"}:
-        contrastive = [r for r in records if r["loss"] != "CE" and r.get("head") == records[0].get("head")]
-        found["grid"] = plot_grid([r | {name: float(r[name]) for name in ("eta", "gamma")} for r in contrastive])
+        contrastive = [
+            r for r in records if r["loss"] != "CE" and r.get("head") == records[0].get("head")
+        ]
+        found["grid"] = plot_grid(
+            [r | {name: float(r[name]) for name in ("eta", "gamma")} for r in contrastive]
+        )
     if varied == {"proportions"}:
-        def rare(r): return float(r["proportions"].split(":")[-1])
-        shown = [r | dict(rare=rare(r), method=" ".join(filter(None, [r["loss"], r.get("head")]))) for r in records]
+
+        def rare(r):
+            return float(r["proportions"].split(":")[-1])
+
+        shown = [
+            r | dict(rare=rare(r), method=" ".join(filter(None, [r["loss"], r.get("head")])))
+            for r in records
+        ]
         found["over_proportions"] = plot_over(shown, "rare", "last class (% of training images)")
     return found
 
@@ -198,8 +288,17 @@ img {{ max-width: 100%; height: auto }} pre {{ background: #f4f4f4; padding: .8r
 # %% ../nbs/api/report.ipynb #412414d0
 def _html_table(header, rows):
     "A table as HTML"
-    def cells(tag, line): return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in line) + "</tr>"
-    return "<table><thead>" + cells("th", header) + "</thead><tbody>" + "".join(cells("td", r) for r in rows) + "</tbody></table>"
+
+    def cells(tag, line):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in line) + "</tr>"
+
+    return (
+        "<table><thead>"
+        + cells("th", header)
+        + "</thead><tbody>"
+        + "".join(cells("td", r) for r in rows)
+        + "</tbody></table>"
+    )
 
 # %% ../nbs/api/report.ipynb #12e8cf6b
 def differences(
@@ -209,40 +308,62 @@ def differences(
     records = [run.record() for run in runs]
     methods, seeds = list(dict.fromkeys(r["method"] for r in records)), {r["seed"] for r in records}
     baselines = [m for m in ("CL", "CE") if m in methods]
-    finite = [m for m in ("unweighted_accuracy", "roc_auc") if all(math.isfinite(r[m]) for r in records)]
+    finite = [
+        m for m in ("unweighted_accuracy", "roc_auc") if all(math.isfinite(r[m]) for r in records)
+    ]
     complete = len(records) == len(methods) * len(seeds)
-    if len(seeds) < 2 or len(methods) < 2 or not (baselines and finite and complete): return []
+    if len(seeds) < 2 or len(methods) < 2 or not (baselines and finite and complete):
+        return []
     return [sentence(row) for _, row in compare_methods(records, finite, baselines).iterrows()]
 
 # %% ../nbs/api/report.ipynb #d008a7ee
 def html_text(settings, data, runs, pictures):
     "The report: table, pictures (name to PNG bytes) and settings, in one page that loads nothing"
-    shares = ", ".join(f"{c} {s:.1%}" for c, s in zip(data.classes, data.proportions("train").tolist(), strict=True))
-    if "proportions" in runs[0].varied: shares += ", where the proportions vary the last of them"
+    shares = ", ".join(
+        f"{c} {s:.1%}"
+        for c, s in zip(data.classes, data.proportions("train").tolist(), strict=True)
+    )
+    if "proportions" in runs[0].varied:
+        shares += ", where the proportions vary the last of them"
     seeds = len({run.seed for run in runs})
-    note = (f"Trained on {len(data.splits['train'])} images ({shares}), judged on {len(data.splits['test'])} test images. "
-            f"Per cent, mean over {seeds} seed{'s' if seeds > 1 else ''} ± half of the 95% t interval. WA weighs recalls by the training "
-            "proportions, UWA weighs them equally; seconds are of training.")
-    if data.skipped is not None: note += f" {len(data.skipped)} rows of the source were skipped; results.json lists them."
-    parts = ["<h2>Results</h2>", f"<p>{html.escape(note)}</p>", _html_table(*summary_rows(runs, data.classes))]
-    if said := differences(runs): parts += ["<h2>Differences</h2>", "<p>" + "<br>".join(map(html.escape, said)) + "</p>"]
+    note = (
+        f"Trained on {len(data.splits['train'])} images ({shares}), judged on {len(data.splits['test'])} test images. "
+        f"Per cent, mean over {seeds} seed{'s' if seeds > 1 else ''} ± half of the 95% t interval. WA weighs recalls by the training "
+        "proportions, UWA weighs them equally; seconds are of training."
+    )
+    if data.skipped is not None:
+        note += f" {len(data.skipped)} rows of the source were skipped; results.json lists them."
+    parts = [
+        "<h2>Results</h2>",
+        f"<p>{html.escape(note)}</p>",
+        _html_table(*summary_rows(runs, data.classes)),
+    ]
+    if said := differences(runs):
+        parts += ["<h2>Differences</h2>", "<p>" + "<br>".join(map(html.escape, said)) + "</p>"]
     for name, png in pictures.items():
         title, text = _captions[name]
         source = "data:image/png;base64," + base64.b64encode(png).decode()
-        parts += [f"<h2>{title}</h2><p>{text}</p>", f'<img id="{name}" alt="{title}: {html.escape(text)}" src="{source}">']
+        parts += [
+            f"<h2>{title}</h2><p>{text}</p>",
+            f'<img id="{name}" alt="{title}: {html.escape(text)}" src="{source}">',
+        ]
     shown = html.escape(json.dumps(asdict(settings), indent=1))
     parts += ["<h2>Settings</h2>", f"<pre>{shown}</pre>"]
-    return _page.format(title=html.escape(f"asymcl: {' '.join(settings.methods)} on {data.name}"), body="\n".join(parts))
+    return _page.format(
+        title=html.escape(f"asymcl: {' '.join(settings.methods)} on {data.name}"),
+        body="\n".join(parts),
+    )
 
 # %% ../nbs/api/report.ipynb #548783f3
 def write_records(folder, settings, data, runs):
     "Write results.csv and results.json"
-    write_atomic(Path(folder)/"results.csv", csv_text(runs))
-    write_atomic(Path(folder)/"results.json", json_text(settings, data, runs))
+    write_atomic(Path(folder) / "results.csv", csv_text(runs))
+    write_atomic(Path(folder) / "results.json", json_text(settings, data, runs))
 
 # %% ../nbs/api/report.ipynb #de2cb4b2
 def write_report(folder, settings, data, runs):
     "Write the pictures and report.html beside the records"
     pictures = {name: png_bytes(figure) for name, figure in figures(data, runs).items()}
-    for name, png in pictures.items(): write_atomic(Path(folder)/f"{name}.png", png)
-    write_atomic(Path(folder)/"report.html", html_text(settings, data, runs, pictures))
+    for name, png in pictures.items():
+        write_atomic(Path(folder) / f"{name}.png", png)
+    write_atomic(Path(folder) / "report.html", html_text(settings, data, runs, pictures))

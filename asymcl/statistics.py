@@ -19,36 +19,49 @@ from .plots import _COLUMN, _colour, _few_ticks, _marker, _panels
 # %% ../nbs/api/statistics.ipynb #f8f92922
 def bootstrap_interval(
     values,  # one finite number per seed, (n,), n >= 1
-    level=.95,  # coverage that is aimed at, in (0, 1)
+    level=0.95,  # coverage that is aimed at, in (0, 1)
     seed=0,  # of the resampling
 ) -> tuple:  # (mean, low, high); low and high are NaN for one value and for equal values
     """Mean of `values` and its BCa bootstrap interval (Efron 1987); too narrow for few seeds.
 
     Raises ValueError as `mean_interval` does, and for values that are not finite."""
     mean, values = mean_interval(values, level)[0], np.asarray(values, dtype=float)
-    if not np.isfinite(mean): raise ValueError(f"values must be finite, got {list(values)}")
-    if np.ptp(values) < 1e-12: return mean, float("nan"), float("nan")
-    found = stats.bootstrap((values,), np.mean, confidence_level=level, method="BCa", rng=np.random.default_rng(seed))
+    if not np.isfinite(mean):
+        raise ValueError(f"values must be finite, got {list(values)}")
+    if np.ptp(values) < 1e-12:
+        return mean, float("nan"), float("nan")
+    found = stats.bootstrap(
+        (values,), np.mean, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
+    )
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 # %% ../nbs/api/statistics.ipynb #8164d824
 def _frame(records, metrics):
     "Records as a DataFrame with the columns method, seed and `metrics`"
     frame = pd.DataFrame(records)
-    if not len(frame): raise ValueError(f"records must not be empty, got {records!r}")
+    if not len(frame):
+        raise ValueError(f"records must not be empty, got {records!r}")
     for column in ("method", "seed", *metrics):
-        if column not in frame: raise ValueError(f"{column!r} is not in the records, choose from {list(frame.columns)}")
+        if column not in frame:
+            raise ValueError(f"{column!r} is not in the records, choose from {list(frame.columns)}")
     return frame
 
 # %% ../nbs/api/statistics.ipynb #4a41dc09
 def _by_seed(frame, metric, method):
     "Scores of one method, indexed by seed in ascending order"
     own = frame[frame["method"] == method]
-    if not len(own): raise ValueError(f"method must be one of {', '.join(frame['method'].unique())}, got {method!r}")
+    if not len(own):
+        raise ValueError(
+            f"method must be one of {', '.join(frame['method'].unique())}, got {method!r}"
+        )
     twice = sorted(own["seed"][own["seed"].duplicated()].unique().tolist())
-    if twice: raise ValueError(f"each seed may occur once for a method, got {method} more than once for seeds {twice}")
+    if twice:
+        raise ValueError(
+            f"each seed may occur once for a method, got {method} more than once for seeds {twice}"
+        )
     scores = own.set_index("seed")[metric].astype(float).sort_index()
-    if not np.isfinite(scores).all(): raise ValueError(f"{metric} must be finite, got {scores.to_dict()} for {method}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{metric} must be finite, got {scores.to_dict()} for {method}")
     return scores
 
 # %% ../nbs/api/statistics.ipynb #ce70b4a4
@@ -57,22 +70,29 @@ def paired_differences(
     metric,  # key of the metric
     method,  # name of the method
     baseline,  # name of the method that is subtracted
-) -> np.ndarray:  # `method` minus `baseline`, (seeds,), in ascending order of seeds, in the metric's unit
+) -> (
+    np.ndarray
+):  # `method` minus `baseline`, (seeds,), in ascending order of seeds, in the metric's unit
     """Difference of two methods for each seed.
 
     Raises ValueError for seeds that only one of them has, a seed that occurs twice, an unknown method or metric, or scores not finite."""
     frame = _frame(records, [metric])
     a, b = _by_seed(frame, metric, method), _by_seed(frame, metric, baseline)
     alone = sorted(set(a.index) ^ set(b.index))
-    if alone: raise ValueError(f"{method} and {baseline} must have the same seeds, got {alone} for one of them only")
+    if alone:
+        raise ValueError(
+            f"{method} and {baseline} must have the same seeds, got {alone} for one of them only"
+        )
     return (a - b).to_numpy()
 
 # %% ../nbs/api/statistics.ipynb #11cc21a1
 def _signs(n, seed):
     "Sign patterns (patterns, n): all of them up to n = 16, else 100,000 at random"
-    if n <= 16: bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
-    else: bits = np.random.default_rng(seed).integers(0, 2, (100_000, n))
-    return 1 - 2*bits
+    if n <= 16:
+        bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        bits = np.random.default_rng(seed).integers(0, 2, (100_000, n))
+    return 1 - 2 * bits
 
 # %% ../nbs/api/statistics.ipynb #fc5303f0
 def permutation_test(
@@ -84,10 +104,16 @@ def permutation_test(
     Raises ValueError for empty input, more than one dimension, or differences that are not finite."""
     d = np.asarray(differences, dtype=float)
     if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
-        raise ValueError(f"differences must be finite numbers of shape (n,), n >= 1, got {differences!r}")
+        raise ValueError(
+            f"differences must be finite numbers of shape (n,), n >= 1, got {differences!r}"
+        )
     sums = np.abs(_signs(len(d), seed) @ d)
-    as_large = sums >= abs(d.sum()) - 1e-9*np.abs(d).sum()
-    return float(as_large.mean()) if len(d) <= 16 else float((as_large.sum() + 1)/(len(as_large) + 1))
+    as_large = sums >= abs(d.sum()) - 1e-9 * np.abs(d).sum()
+    return (
+        float(as_large.mean())
+        if len(d) <= 16
+        else float((as_large.sum() + 1) / (len(as_large) + 1))
+    )
 
 # %% ../nbs/api/statistics.ipynb #44bb4a06
 def smallest_p(
@@ -97,8 +123,9 @@ def smallest_p(
     """Smallest p that the exact sign-flip test can give, the smallest adjusted one by Holm where there are several comparisons.
 
     Raises ValueError for less than one seed or comparison."""
-    if seeds < 1 or comparisons < 1: raise ValueError(f"seeds and comparisons must be >= 1, got {seeds} and {comparisons}")
-    return min(1., comparisons*2.**(1 - seeds))
+    if seeds < 1 or comparisons < 1:
+        raise ValueError(f"seeds and comparisons must be >= 1, got {seeds} and {comparisons}")
+    return min(1.0, comparisons * 2.0 ** (1 - seeds))
 
 # %% ../nbs/api/statistics.ipynb #d0bbd4af
 def holm(
@@ -112,17 +139,28 @@ def holm(
         raise ValueError(f"p_values must be numbers of 0 to 1 of shape (m,), got {p_values!r}")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted
 
 # %% ../nbs/api/statistics.ipynb #995f62fc
 def _row(frame, baseline, method, metric):
     "All of a row but the adjusted p, differences in percentage points"
-    d = 100*paired_differences(frame, metric, method, baseline)
+    d = 100 * paired_differences(frame, metric, method, baseline)
     mean, low, high = mean_interval(d)
-    above, below = (int((sign*d > 1e-9).sum()) for sign in (1, -1))
-    return dict(baseline=baseline, method=method, metric=metric, difference=mean, low=low, high=high, p=permutation_test(d),
-                above=above, below=below, seeds=len(d), differences=tuple(d.tolist()))
+    above, below = (int((sign * d > 1e-9).sum()) for sign in (1, -1))
+    return dict(
+        baseline=baseline,
+        method=method,
+        metric=metric,
+        difference=mean,
+        low=low,
+        high=high,
+        p=permutation_test(d),
+        above=above,
+        below=below,
+        seeds=len(d),
+        differences=tuple(d.tolist()),
+    )
 
 # %% ../nbs/api/statistics.ipynb #fcee51d8
 def compare_methods(
@@ -134,30 +172,41 @@ def compare_methods(
 
     Raises ValueError as `paired_differences` does, and for empty or single names, an unknown baseline, or scores outside 0..1."""
     for name, value in dict(metrics=metrics, baselines=baselines).items():
-        if isinstance(value, str) or not len(value): raise ValueError(f"{name} must be a list of one name or more, got {value!r}")
+        if isinstance(value, str) or not len(value):
+            raise ValueError(f"{name} must be a list of one name or more, got {value!r}")
     frame = _frame(records, metrics)
     methods = list(dict.fromkeys(frame["method"]))
     for b in baselines:
-        if b not in methods: raise ValueError(f"baselines must be among {', '.join(methods)}, got {b!r}")
+        if b not in methods:
+            raise ValueError(f"baselines must be among {', '.join(methods)}, got {b!r}")
     outside = [m for m in metrics if frame[m].min() < 0 or frame[m].max() > 1]
-    if outside: raise ValueError(f"metrics must be shares from 0 to 1, got {outside[0]!r} up to {frame[outside[0]].max():g}")
+    if outside:
+        raise ValueError(
+            f"metrics must be shares from 0 to 1, got {outside[0]!r} up to {frame[outside[0]].max():g}"
+        )
     pairs = [(b, m) for i, b in enumerate(baselines) for m in methods if m not in baselines[i:]]
     table = pd.DataFrame([_row(frame, b, m, metric) for metric in metrics for b, m in pairs])
-    if len(table): table.insert(7, "p_holm", holm(table["p"]))
+    if len(table):
+        table.insert(7, "p_holm", holm(table["p"]))
     return table
 
 # %% ../nbs/api/statistics.ipynb #251cf23f
 _NAMES = dict(weighted_accuracy="WA", unweighted_accuracy="UWA", roc_auc="ROC AUC")
 
-def _name(metric): return _NAMES.get(metric, metric.replace("_", " "))
+
+def _name(metric):
+    return _NAMES.get(metric, metric.replace("_", " "))
+
 
 def _points(x, sign=""):
     "Points with one decimal, or with one digit where that would show a zero"
-    if abs(x) < 1e-9: return "0"
-    return f"{x:{sign}.1f}" if abs(x) >= .05 else f"{x:{sign}.1g}"
+    if abs(x) < 1e-9:
+        return "0"
+    return f"{x:{sign}.1f}" if abs(x) >= 0.05 else f"{x:{sign}.1g}"
 
 # %% ../nbs/api/statistics.ipynb #0a3b8201
-def _told_apart(row): return row["high"] - row["low"] > 1e-9 and max(row["low"], -row["high"]) > 1e-9
+def _told_apart(row):
+    return row["high"] - row["low"] > 1e-9 and max(row["low"], -row["high"]) > 1e-9
 
 # %% ../nbs/api/statistics.ipynb #86636b22
 def sentence(
@@ -165,24 +214,51 @@ def sentence(
 ) -> str:  # without a full stop
     "What a comparison shows; it names no winner where the interval of the difference covers zero, or where there is none"
     method, baseline, metric, n = row["method"], row["baseline"], _name(row["metric"]), row["seeds"]
-    if n == 1: return f"one seed says nothing about {method} and {baseline} in {metric}"
+    if n == 1:
+        return f"one seed says nothing about {method} and {baseline} in {metric}"
     if not _told_apart(row):
         start = f"{method} is not told apart from {baseline} in {metric}: {_points(row['difference'], '+')} points"
-        if row["high"] - row["low"] <= 1e-9: return f"{start} on each of {n} seeds, no spread to judge by"
+        if row["high"] - row["low"] <= 1e-9:
+            return f"{start} on each of {n} seeds, no spread to judge by"
         return f"{start}, interval {_points(row['low'])} to {_points(row['high'])}, above on {row['above']} of {n} seeds"
     side = "above" if row["difference"] > 0 else "below"
     low, high = sorted((abs(row["low"]), abs(row["high"])))
-    text = (f"{method} is {_points(abs(row['difference']))} points of {metric} {side} {baseline}, "
-            f"interval {_points(low)} to {_points(high)}, on {row[side]} of {n} seeds")
-    return text if row["p_holm"] <= .05 else f"{text}, but not after Holm's correction (p = {row['p_holm']:.2f})"
+    text = (
+        f"{method} is {_points(abs(row['difference']))} points of {metric} {side} {baseline}, "
+        f"interval {_points(low)} to {_points(high)}, on {row[side]} of {n} seeds"
+    )
+    return (
+        text
+        if row["p_holm"] <= 0.05
+        else f"{text}, but not after Holm's correction (p = {row['p_holm']:.2f})"
+    )
 
 # %% ../nbs/api/statistics.ipynb #be387ae2
 def _draw(ax, y, row, i):
     "Seeds, mean and interval of one row of the table, in colour and marker `i`"
-    ax.plot(row["differences"], [y + .25]*row["seeds"], "o", markersize=4, markerfacecolor="none", color=_colour(i))
-    reach = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]] if row["seeds"] > 1 else None
-    ax.errorbar(row["difference"], y, xerr=reach, color=_colour(i), marker=_marker(i), markersize=7, capsize=4,
-                markerfacecolor=_colour(i) if _told_apart(row) else "white")
+    ax.plot(
+        row["differences"],
+        [y + 0.25] * row["seeds"],
+        "o",
+        markersize=4,
+        markerfacecolor="none",
+        color=_colour(i),
+    )
+    reach = (
+        [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+        if row["seeds"] > 1
+        else None
+    )
+    ax.errorbar(
+        row["difference"],
+        y,
+        xerr=reach,
+        color=_colour(i),
+        marker=_marker(i),
+        markersize=7,
+        capsize=4,
+        markerfacecolor=_colour(i) if _told_apart(row) else "white",
+    )
 
 # %% ../nbs/api/statistics.ipynb #f5494fee
 def plot_differences(
@@ -192,19 +268,30 @@ def plot_differences(
     """Paired differences with their 95% intervals and a dot per seed, a line per pair, around zero.
 
     Raises ValueError for an empty table or a method that `methods` lacks."""
-    if not len(table): raise ValueError(f"table must not be empty, got {len(table)} rows")
+    if not len(table):
+        raise ValueError(f"table must not be empty, got {len(table)} rows")
     pairs = list(dict.fromkeys(zip(table["method"], table["baseline"], strict=True)))
     methods = list(methods or dict.fromkeys([*table["baseline"], *table["method"]]))
     lost = set(table["method"]) - set(methods)
-    if lost: raise ValueError(f"methods must hold all methods of the table, got {methods} without {sorted(lost)}")
+    if lost:
+        raise ValueError(
+            f"methods must hold all methods of the table, got {methods} without {sorted(lost)}"
+        )
     metrics = list(dict.fromkeys(table["metric"]))
-    fig, axes = _panels(len(metrics), (min(3.4, _COLUMN / min(3, len(metrics))), .42*len(pairs) + 1), columns=3)
+    fig, axes = _panels(
+        len(metrics), (min(3.4, _COLUMN / min(3, len(metrics))), 0.42 * len(pairs) + 1), columns=3
+    )
     for k, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
-        ax.axvline(0, color="black", linewidth=.8)
+        ax.axvline(0, color="black", linewidth=0.8)
         for _, row in table[table["metric"] == metric].iterrows():
-            _draw(ax, pairs.index((row["method"], row["baseline"])), row, methods.index(row["method"]))
-        ax.set_yticks(range(len(pairs)), [f"{m} − {b}" for m, b in pairs] if k % 3 == 0 else [""]*len(pairs))
-        ax.set(ylim=(len(pairs) - .4, -.6), xlabel=f"difference in\n{_name(metric)} (points)")
-        ax.grid(axis="x", alpha=.3)
-        if len(metrics) > 2: _few_ticks(ax, ax.xaxis)
+            _draw(
+                ax, pairs.index((row["method"], row["baseline"])), row, methods.index(row["method"])
+            )
+        ax.set_yticks(
+            range(len(pairs)), [f"{m} − {b}" for m, b in pairs] if k % 3 == 0 else [""] * len(pairs)
+        )
+        ax.set(ylim=(len(pairs) - 0.4, -0.6), xlabel=f"difference in\n{_name(metric)} (points)")
+        ax.grid(axis="x", alpha=0.3)
+        if len(metrics) > 2:
+            _few_ticks(ax, ax.xaxis)
     return fig

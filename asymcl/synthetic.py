@@ -41,13 +41,27 @@ class _Look(NamedTuple):  # what lesions of one class have in common
 
 # %% ../nbs/api/synthetic.ipynb #df3de2f5
 _LOOKS = {  #   radius wobble stretch soft mix ring cells grain vessels pigments and grains
-    "MEL": _Look(.54, .090, .20, .07, .90, .00, 7, .40, 0.6, "#8a5a3c #4a2f28 #7f7a86 #2e201d"),
-    "NV": _Look(.43, .030, .10, .10, .40, .05, 9, .30, 0.3, "#9a6644 #7a4a30 #b07a58 #5a3726"),
-    "BCC": _Look(.44, .055, .15, .12, .60, .15, 5, .25, 4.5, "#d39a90 #c08078 #a58a90 #6f6470"),
-    "AKIEC": _Look(.48, .060, .15, .14, .55, .05, 12, .50, 1.5, "#c98274 #b86a5e #d0a08a #ecd8c4"),
-    "BKL": _Look(.48, .050, .18, .04, .45, .05, 12, .50, 0.3, "#a97c58 #8f6446 #c49a74 #e2c49a"),
-    "DF": _Look(.34, .030, .10, .12, .40, .70, 6, .20, 0.5, "#a87458 #8e5c44 #c49078 #7a5040"),
-    "VASC": _Look(.38, .045, .12, .06, .55, .00, 3, .70, 0.8, "#b0505a #8c3848 #c07078 #5a2440"),
+    "MEL": _Look(
+        0.54, 0.090, 0.20, 0.07, 0.90, 0.00, 7, 0.40, 0.6, "#8a5a3c #4a2f28 #7f7a86 #2e201d"
+    ),
+    "NV": _Look(
+        0.43, 0.030, 0.10, 0.10, 0.40, 0.05, 9, 0.30, 0.3, "#9a6644 #7a4a30 #b07a58 #5a3726"
+    ),
+    "BCC": _Look(
+        0.44, 0.055, 0.15, 0.12, 0.60, 0.15, 5, 0.25, 4.5, "#d39a90 #c08078 #a58a90 #6f6470"
+    ),
+    "AKIEC": _Look(
+        0.48, 0.060, 0.15, 0.14, 0.55, 0.05, 12, 0.50, 1.5, "#c98274 #b86a5e #d0a08a #ecd8c4"
+    ),
+    "BKL": _Look(
+        0.48, 0.050, 0.18, 0.04, 0.45, 0.05, 12, 0.50, 0.3, "#a97c58 #8f6446 #c49a74 #e2c49a"
+    ),
+    "DF": _Look(
+        0.34, 0.030, 0.10, 0.12, 0.40, 0.70, 6, 0.20, 0.5, "#a87458 #8e5c44 #c49078 #7a5040"
+    ),
+    "VASC": _Look(
+        0.38, 0.045, 0.12, 0.06, 0.55, 0.00, 3, 0.70, 0.8, "#b0505a #8c3848 #c07078 #5a2440"
+    ),
 }
 
 # %% ../nbs/api/synthetic.ipynb #d24e21b7
@@ -55,53 +69,96 @@ _LOOKS = {  #   radius wobble stretch soft mix ring cells grain vessels pigments
 def _plane(size):
     "Radius and angle (0 to 359 degrees) of the pixels of a square plane that every take of an image of `size` fits in; pixels per unit"
     unit = min(min(size) / 2, 100)
-    side = round(2 * unit * (1.1 * np.hypot(*size) / min(size) + .2))
-    x = (np.arange(side, dtype=np.float32) + .5 - side / 2) / unit
-    return np.hypot(x, x[:, None]), (np.degrees(np.arctan2(x[:, None], x)) % 360).astype(np.int16) % 360, unit
+    side = round(2 * unit * (1.1 * np.hypot(*size) / min(size) + 0.2))
+    x = (np.arange(side, dtype=np.float32) + 0.5 - side / 2) / unit
+    return (
+        np.hypot(x, x[:, None]),
+        (np.degrees(np.arctan2(x[:, None], x)) % 360).astype(np.int16) % 360,
+        unit,
+    )
+
 
 def _border(look, rng):
     "Radius in each of 360 directions, by a few Fourier terms: the second stretches, the others make the border irregular"
     angle, order = np.radians(np.arange(360)), np.arange(2, 10)
-    size = look.wobble * rng.lognormal(0, .3) * (3 / order)**1.5 * rng.standard_normal(8)
-    size[0] = look.stretch * rng.lognormal(0, .4)
+    size = look.wobble * rng.lognormal(0, 0.3) * (3 / order) ** 1.5 * rng.standard_normal(8)
+    size[0] = look.stretch * rng.lognormal(0, 0.4)
     return np.exp(size @ np.cos(order[:, None] * (angle + rng.uniform(0, 2 * np.pi, (8, 1)))))
 
 # %% ../nbs/api/synthetic.ipynb #159cbefd
 _LIGHT, _DARK = (np.array(ImageColor.getrgb(c)) for c in ("#efccb6", "#8f6650"))  # skin
 
+
 def _enlarge(values, size):
     "A coarse grid (h, w) or (h, w, 3) of values 0 to 255 as a smooth picture of `size`"
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
 
 # %% ../nbs/api/synthetic.ipynb #afac477d
 def _stroke(picture, rng, middle, reach, width, colour, opacity):
     "Draw a curved line through `middle`, about `reach` pixels to both sides; one thinner than a pixel is paler instead"
-    turn, bend, t = rng.uniform(0, np.pi), rng.normal(0, .3), np.linspace(-1, 1, 13)[:, None]
+    turn, bend, t = rng.uniform(0, np.pi), rng.normal(0, 0.3), np.linspace(-1, 1, 13)[:, None]
     along = np.array([np.cos(turn), np.sin(turn)])
     line = middle + reach * (t * along + bend * t**2 * along[::-1] * (1, -1))
-    ImageDraw.Draw(picture, "RGBA").line(line.ravel().tolist(), (*colour, int(opacity * min(1, width))), max(1, round(width)), "curve")
+    ImageDraw.Draw(picture, "RGBA").line(
+        line.ravel().tolist(),
+        (*colour, int(opacity * min(1, width))),
+        max(1, round(width)),
+        "curve",
+    )
 
 # %% ../nbs/api/synthetic.ipynb #9ae5906e
 def _portrait(name, size, rng):
     "The picture of one lesion of class `name` and of the skin around it, from which photographs are taken"
-    look, pigments = _LOOKS[name], _LOOKS[name if rng.random() > .15 else rng.choice(LESION_CLASSES)].colours
+    look, pigments = (
+        _LOOKS[name],
+        _LOOKS[name if rng.random() > 0.15 else rng.choice(LESION_CLASSES)].colours,
+    )
     distance, angle, unit = _plane(size)
     plane = distance.shape
     skin = _LIGHT + rng.beta(1, 2.5) * (_DARK - _LIGHT) + rng.normal(0, 6, 3)
-    colours = np.array([ImageColor.getrgb(c) for c in pigments.split()]) / _LIGHT * rng.normal(1, .05, (4, 3)) * rng.lognormal(0, .2)
-    radius = look.radius * rng.lognormal(0, .22)
-    depth = 1 - distance / (radius * _border(look, rng).astype(np.float32))[angle]  # 1 in the centre, 0 at the border
-    soft, ring = look.soft * rng.lognormal(0, .3), min(1, look.ring * rng.lognormal(0, .3))
-    inside = np.clip(depth / soft / 2 + .5, 0, 1) * (1 - ring * np.clip(1.4 * depth, 0, 1)) * rng.uniform(.8, 1)
+    colours = (
+        np.array([ImageColor.getrgb(c) for c in pigments.split()])
+        / _LIGHT
+        * rng.normal(1, 0.05, (4, 3))
+        * rng.lognormal(0, 0.2)
+    )
+    radius = look.radius * rng.lognormal(0, 0.22)
+    depth = (
+        1 - distance / (radius * _border(look, rng).astype(np.float32))[angle]
+    )  # 1 in the centre, 0 at the border
+    soft, ring = look.soft * rng.lognormal(0, 0.3), min(1, look.ring * rng.lognormal(0, 0.3))
+    inside = (
+        np.clip(depth / soft / 2 + 0.5, 0, 1)
+        * (1 - ring * np.clip(1.4 * depth, 0, 1))
+        * rng.uniform(0.8, 1)
+    )
     share = look.mix * rng.random((2, *[int(8 / radius)] * 2, 1))  # of the second and third pigment
     inner = colours[0] + share[0] * (colours[1] - colours[0]) + share[1] * (colours[2] - colours[0])
-    grains = np.asarray(_enlarge(rng.integers(0, 256, [int(look.cells * plane[0] / unit / radius)] * 2), plane), np.float32)
-    grains = np.clip((grains - 100) / 100, 0, 1) * inside * min(1, look.grain * rng.lognormal(0, .3))
-    picture = _enlarge(skin * rng.normal(1, .025, (24, 24, 1)), plane)
+    grains = np.asarray(
+        _enlarge(rng.integers(0, 256, [int(look.cells * plane[0] / unit / radius)] * 2), plane),
+        np.float32,
+    )
+    grains = (
+        np.clip((grains - 100) / 100, 0, 1) * inside * min(1, look.grain * rng.lognormal(0, 0.3))
+    )
+    picture = _enlarge(skin * rng.normal(1, 0.025, (24, 24, 1)), plane)
     picture.paste(_enlarge(skin * inner, plane), mask=_enlarge(255 * inside, plane))
-    picture.paste(tuple(int(v) for v in np.clip(skin * colours[3], 0, 255)), mask=_enlarge(255 * grains, plane))
+    picture.paste(
+        tuple(int(v) for v in np.clip(skin * colours[3], 0, 255)),
+        mask=_enlarge(255 * grains, plane),
+    )
     for _ in range(rng.poisson(look.vessels)):
-        _stroke(picture, rng, plane[0] / 2 + .6 * radius * unit * rng.uniform(-1, 1, 2), .5 * radius * unit, unit / 60, (165, 30, 40), 140)
+        _stroke(
+            picture,
+            rng,
+            plane[0] / 2 + 0.6 * radius * unit * rng.uniform(-1, 1, 2),
+            0.5 * radius * unit,
+            unit / 60,
+            (165, 30, 40),
+            140,
+        )
     return picture
 
 # %% ../nbs/api/synthetic.ipynb #bab39c01
@@ -109,93 +166,170 @@ def _clutter(picture, rng):
     "Draw what lies over a lesion: hairs on half of the images, now and then a ruler and a bubble of gel"
     size, short, shade = np.array(picture.size), min(picture.size), rng.integers(20, 70)
     for _ in range(int(rng.exponential(6)) * rng.integers(2)):
-        _stroke(picture, rng, rng.random(2) * size, rng.uniform(.2, .7) * short, short / 200, (shade + 20, shade, shade), 200)
-    draw, ruler, bubble = ImageDraw.Draw(picture, "RGBA"), *(rng.random(2) < .15)
-    (x, y), r = rng.random(2) * size, rng.uniform(.03, .09) * short
-    for i in range(9 * ruler): draw.line([x + r * i, 0, x + r * i, r * (1 if i % 4 else 1.6)], (30, 30, 40, 200), 1 + short // 200)
-    if bubble: draw.ellipse([x - r, y - r, x + r, y + r], (255, 255, 255, 40), (255, 255, 255, 120))
+        _stroke(
+            picture,
+            rng,
+            rng.random(2) * size,
+            rng.uniform(0.2, 0.7) * short,
+            short / 200,
+            (shade + 20, shade, shade),
+            200,
+        )
+    draw, ruler, bubble = ImageDraw.Draw(picture, "RGBA"), *(rng.random(2) < 0.15)
+    (x, y), r = rng.random(2) * size, rng.uniform(0.03, 0.09) * short
+    for i in range(9 * ruler):
+        draw.line(
+            [x + r * i, 0, x + r * i, r * (1 if i % 4 else 1.6)],
+            (30, 30, 40, 200),
+            1 + short // 200,
+        )
+    if bubble:
+        draw.ellipse([x - r, y - r, x + r, y + r], (255, 255, 255, 40), (255, 255, 255, 120))
 
 # %% ../nbs/api/synthetic.ipynb #7f9e4256
 def _photograph(portrait, size, rng):
     "One take of a lesion: turned, moved and zoomed, under its own light, with its own hairs and noise"
-    coarse = tuple(round(n * _plane(size)[2] / (min(size) / 2)) for n in size)  # of the portrait's own resolution
-    turn, zoom, middle = rng.uniform(-.3, .3), rng.uniform(.92, 1.08), np.array(coarse) / 2 + min(coarse) * rng.uniform(-.04, .04, 2)
+    coarse = tuple(
+        round(n * _plane(size)[2] / (min(size) / 2)) for n in size
+    )  # of the portrait's own resolution
+    turn, zoom, middle = (
+        rng.uniform(-0.3, 0.3),
+        rng.uniform(0.92, 1.08),
+        np.array(coarse) / 2 + min(coarse) * rng.uniform(-0.04, 0.04, 2),
+    )
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / zoom
     map_ = np.c_[turned, portrait.width / 2 - turned @ middle].ravel().tolist()
-    picture = portrait.transform(coarse, Image.Transform.AFFINE, map_, Image.Resampling.BILINEAR).resize(size, Image.Resampling.BICUBIC)
+    picture = portrait.transform(
+        coarse, Image.Transform.AFFINE, map_, Image.Resampling.BILINEAR
+    ).resize(size, Image.Resampling.BICUBIC)
     y, x = np.mgrid[-1:1:9j, -1:1:12j]
-    light = 1 - rng.uniform(0, .14) * (x**2 + y**2) + rng.uniform(-.04, .04) * x + rng.uniform(-.04, .04) * y
-    balance = rng.uniform(.93, 1) * np.clip(rng.normal(.97, .01, 3), 0, 1)
+    light = (
+        1
+        - rng.uniform(0, 0.14) * (x**2 + y**2)
+        + rng.uniform(-0.04, 0.04) * x
+        + rng.uniform(-0.04, 0.04) * y
+    )
+    balance = rng.uniform(0.93, 1) * np.clip(rng.normal(0.97, 0.01, 3), 0, 1)
     picture = ImageChops.multiply(picture, _enlarge(255 * light[..., None] * balance, size))
     _clutter(picture, rng)
-    noise = Image.frombytes("L", size, rng.bytes(size[0] * size[1])).point([v // 16 for v in range(256)])
+    noise = Image.frombytes("L", size, rng.bytes(size[0] * size[1])).point(
+        [v // 16 for v in range(256)]
+    )
     return ImageChops.subtract(picture, Image.merge("RGB", [noise] * 3))
 
 # %% ../nbs/api/synthetic.ipynb #2192ee3f
 def _plan(lesions, fewest, most, test_share, rng):
     "Rows (image, part, lesion, class, take) of all images, the parts one after the other, each in random order"
-    drawn = [(part, name, i) for part, share in zip(LESION_PARTS, (1, test_share / 2, test_share), strict=True)
-             for name in LESION_CLASSES if name in lesions for i in range(max(1, round(share * lesions[name])))]
-    rows = [(part, lesion + 1, name, take + 1) for lesion, (part, name, i) in zip(rng.permutation(len(drawn)).tolist(), drawn, strict=True)
-            for take in range(fewest + i % (most - fewest + 1) if part == "Training" else 1)]
-    rows = sorted((rows[i] for i in rng.permutation(len(rows))), key=lambda row: LESION_PARTS.index(row[0]))
+    drawn = [
+        (part, name, i)
+        for part, share in zip(LESION_PARTS, (1, test_share / 2, test_share), strict=True)
+        for name in LESION_CLASSES
+        if name in lesions
+        for i in range(max(1, round(share * lesions[name])))
+    ]
+    rows = [
+        (part, lesion + 1, name, take + 1)
+        for lesion, (part, name, i) in zip(rng.permutation(len(drawn)).tolist(), drawn, strict=True)
+        for take in range(fewest + i % (most - fewest + 1) if part == "Training" else 1)
+    ]
+    rows = sorted(
+        (rows[i] for i in rng.permutation(len(rows))), key=lambda row: LESION_PARTS.index(row[0])
+    )
     return [(f"SYNTHETIC_{i:07d}", *row) for i, row in enumerate(rows, 1)]
 
 # %% ../nbs/api/synthetic.ipynb #9b21d820
 _COMMENT = b"synthetic lesion, drawn by asymcl; not a photograph"
 
+
 def _draw(folder, rows, size, seed):
     "Write the image of every row: a lesion is painted once and photographed as often as it has rows"
-    for part in LESION_PARTS: (folder / INPUT.format(part)).mkdir(parents=True)
-    for (lesion, name), takes in groupby(sorted(rows, key=lambda row: row[2]), key=lambda row: row[2:4]):
+    for part in LESION_PARTS:
+        (folder / INPUT.format(part)).mkdir(parents=True)
+    for (lesion, name), takes in groupby(
+        sorted(rows, key=lambda row: row[2]), key=lambda row: row[2:4]
+    ):
         portrait = _portrait(name, size, np.random.default_rng([seed, lesion]))
         for image, part, _, _, take in takes:
             rng = np.random.default_rng([seed, lesion, take])
             path = folder / INPUT.format(part) / f"{image}.jpg"
-            _photograph(portrait, size, rng).save(path, quality=int(rng.integers(80, 96)), comment=_COMMENT)
+            _photograph(portrait, size, rng).save(
+                path, quality=int(rng.integers(80, 96)), comment=_COMMENT
+            )
 
 # %% ../nbs/api/synthetic.ipynb #86184723
 _CONFIRMED = ("single image expert consensus", "serial imaging showing no change", "histopathology")
 _NOTICE = """These images are synthetic: drawn by a program (asymcl.synthetic), in the layout of ISIC 2018 task 3.
 They show no patients, and nothing measured on them says anything about real skin.\n"""
 
+
 def _write_csv(path, header, rows):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes("".join(",".join(map(str, row)) + "\n" for row in [header, *rows]).encode())
 
+
 def _write_tables(folder, rows, notice):
     "Write the ground truth of each part, the lesions of the training images and the notice"
     for part in LESION_PARTS:
-        truth = [(image, *(float(name == c) for c in LESION_CLASSES)) for image, of, _, name, _ in rows if of == part]
+        truth = [
+            (image, *(float(name == c) for c in LESION_CLASSES))
+            for image, of, _, name, _ in rows
+            if of == part
+        ]
         _write_csv(folder / GROUND_TRUTH.format(part), ("image", *LESION_CLASSES), truth)
-    lesions = [(image, f"SYN_{lesion:07d}", _CONFIRMED[2 if name in ("MEL", "BCC", "AKIEC") else lesion % 3])
-               for image, part, lesion, name, _ in rows if part == "Training"]
+    lesions = [
+        (
+            image,
+            f"SYN_{lesion:07d}",
+            _CONFIRMED[2 if name in ("MEL", "BCC", "AKIEC") else lesion % 3],
+        )
+        for image, part, lesion, name, _ in rows
+        if part == "Training"
+    ]
     _write_csv(folder / GROUPINGS, ("image", "lesion_id", "diagnosis_confirm_type"), lesions)
     (folder / NOTICE).write_bytes(notice.encode())
 
 # %% ../nbs/api/synthetic.ipynb #78fc1f11
-def _whole(value, least): return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+def _whole(value, least):
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+
 
 def _check(folder, lesions, photographs, test_share, size, seed):
     "Raise unless all arguments of `synthetic_lesions` make sense"
-    if not lesions or any(name not in LESION_CLASSES or not _whole(n, 1) for name, n in lesions.items()):
-        raise ValueError(f"lesions must give a number >= 1 for some of the classes {', '.join(LESION_CLASSES)}, got {lesions}")
-    if np.shape(photographs) != (2,) or not all(_whole(n, 1) for n in photographs) or photographs[0] > photographs[1]:
-        raise ValueError(f"photographs must be (fewest, most) with 1 <= fewest <= most, got {photographs}")
-    if not 0 < test_share <= 1: raise ValueError(f"test_share must be above 0 and at most 1, got {test_share}")
+    if not lesions or any(
+        name not in LESION_CLASSES or not _whole(n, 1) for name, n in lesions.items()
+    ):
+        raise ValueError(
+            f"lesions must give a number >= 1 for some of the classes {', '.join(LESION_CLASSES)}, got {lesions}"
+        )
+    if (
+        np.shape(photographs) != (2,)
+        or not all(_whole(n, 1) for n in photographs)
+        or photographs[0] > photographs[1]
+    ):
+        raise ValueError(
+            f"photographs must be (fewest, most) with 1 <= fewest <= most, got {photographs}"
+        )
+    if not 0 < test_share <= 1:
+        raise ValueError(f"test_share must be above 0 and at most 1, got {test_share}")
     if np.shape(size) != (2,) or not all(_whole(n, 32) for n in size):
         raise ValueError(f"size must be (width, height), whole numbers >= 32, got {size}")
-    if not _whole(seed, 0): raise ValueError(f"seed must be a whole number >= 0, got {seed}")
+    if not _whole(seed, 0):
+        raise ValueError(f"seed must be a whole number >= 0, got {seed}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"folder must be empty or not exist, so that nothing is overwritten; got {folder}")
+        raise FileExistsError(
+            f"folder must be empty or not exist, so that nothing is overwritten; got {folder}"
+        )
 
 # %% ../nbs/api/synthetic.ipynb #2b6bf56a
 def synthetic_lesions(
     folder,  # where to draw: a folder that is empty or does not exist yet
     lesions=LESIONS,  # dict, number >= 1 of training lesions of some or all of `LESION_CLASSES`
     *,
-    photographs=(1, 3),  # fewest and most images of a training lesion; the lesions of a class take each number in turn
-    test_share=.25,  # test lesions per training lesion, above 0 to 1; half as many for validation; at least one of each class
+    photographs=(
+        1,
+        3,
+    ),  # fewest and most images of a training lesion; the lesions of a class take each number in turn
+    test_share=0.25,  # test lesions per training lesion, above 0 to 1; half as many for validation; at least one of each class
     size=(600, 450),  # width and height of the images in pixels, at least 32
     seed=0,  # whole number >= 0
 ):  # Path, the folder
@@ -211,5 +345,6 @@ def synthetic_lesions(
         draft = Path(scratch) / "draft"
         _draw(draft, rows, tuple(size), seed)
         _write_tables(draft, rows, notice)
-        if folder.exists(): folder.rmdir()  # refuses if something has come into it meanwhile
+        if folder.exists():
+            folder.rmdir()  # refuses if something has come into it meanwhile
         return draft.rename(folder)

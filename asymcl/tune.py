@@ -27,18 +27,26 @@ from .plots import _colour, _marker, _panels
 # %% ../nbs/api/tune.ipynb #693a54c8
 def _even_eta(shares, batch_size, averaging):
     "The eta at which the extra term pushes as hard as CL where it is felt most; two views of each image"
-    columns = 2*batch_size
-    return max(1., round(columns*(1 - max(shares)) if averaging == "pairs" else columns*min(shares) - 1))
+    columns = 2 * batch_size
+    return max(
+        1.0,
+        round(columns * (1 - max(shares)) if averaging == "pairs" else columns * min(shares) - 1),
+    )
 
 # %% ../nbs/api/tune.ipynb #09e4206c
 _SEEN = dict(
-    grid={"90:10": 0.6, "98:2": 2.1},  # range of the mean ROC AUC over 30 settings of eta and gamma, "pairs"
+    grid={
+        "90:10": 0.6,
+        "98:2": 2.1,
+    },  # range of the mean ROC AUC over 30 settings of eta and gamma, "pairs"
     seeds={"90:10": 0.6, "98:2": 0.9},  # standard deviation of CL's ROC AUC over seeds
-    head={"90:10": 5.7, "98:2": 10.5})  # gain of UWA by a logit-adjusted head over a cross-entropy one, mean of methods
+    head={"90:10": 5.7, "98:2": 10.5},
+)  # gain of UWA by a logit-adjusted head over a cross-entropy one, mean of methods
 
 # %% ../nbs/api/tune.ipynb #7d267ad5
 class Suggestion(NamedTuple):
     "Where to start, and why"
+
     settings: dict  # of `Settings`: eta, gamma, averaging, sampler_alpha and heads
     reasons: dict  # a sentence for each of them but averaging, and "limits": what the advice does not rest on
 
@@ -51,32 +59,53 @@ def suggest(
     "Settings to begin with, from the class counts and the recorded experiments. Raises ValueError for values out of range."
     counts = _numbers(counts, "counts")
     total = sum(counts)
-    if len(counts) < 2 or min(counts) < 1: raise ValueError(f"counts must be of two classes or more with an image each, got {counts}")
-    if not 2 <= batch_size <= total: raise ValueError(f"batch_size must be in 2..{total}, the images there are, got {batch_size}")
-    if averaging not in ("pairs", "batch"): raise ValueError(f"averaging must be pairs or batch, got {averaging!r}")
+    if len(counts) < 2 or min(counts) < 1:
+        raise ValueError(f"counts must be of two classes or more with an image each, got {counts}")
+    if not 2 <= batch_size <= total:
+        raise ValueError(
+            f"batch_size must be in 2..{total}, the images there are, got {batch_size}"
+        )
+    if averaging not in ("pairs", "batch"):
+        raise ValueError(f"averaging must be pairs or batch, got {averaging!r}")
     short = chance_of_fewer(min(counts), total, batch_size)
-    settings = dict(eta=_even_eta([n/total for n in counts], batch_size, averaging), gamma=0., averaging=averaging,
-                    sampler_alpha=1. if short > .05 else None, heads=("logit_adjusted",))
+    settings = dict(
+        eta=_even_eta([n / total for n in counts], batch_size, averaging),
+        gamma=0.0,
+        averaging=averaging,
+        sampler_alpha=1.0 if short > 0.05 else None,
+        heads=("logit_adjusted",),
+    )
     return Suggestion(settings, _reasons(settings, short, batch_size))
 
 # %% ../nbs/api/tune.ipynb #90671fac
 def _reasons(settings, short, batch_size):
     "Why each of the settings"
-    def seen(name): return " and ".join(f"{points:.1f} points at {at}" for at, points in _SEEN[name].items())
+
+    def seen(name):
+        return " and ".join(f"{points:.1f} points at {at}" for at, points in _SEEN[name].items())
+
     who = "the most frequent class" if settings["averaging"] == "pairs" else "the rarest class"
     return dict(
         eta=f"the extra term then pushes anchors of {who} about as hard as CL does; it need not help: over eta 0 to 300 and gamma 0 to "
-            f"10 ROC AUC differed by {seen('grid')}, where that of CL has a standard deviation of {seen('seeds')} over seeds",
+        f"10 ROC AUC differed by {seen('grid')}, where that of CL has a standard deviation of {seen('seeds')} over seeds",
         gamma="no gamma was told apart from 0, and 0 has one setting less to choose",
         sampler_alpha=f"{short:.0%} of shuffled batches of {batch_size} hold fewer than two images of the rarest class: "
-                      + ("fill them in proportion, with two of every class" if settings["sampler_alpha"] else "plain shuffling will do"),
+        + (
+            "fill them in proportion, with two of every class"
+            if settings["sampler_alpha"]
+            else "plain shuffling will do"
+        ),
         heads=f"unweighted accuracy was higher by {seen('head')} than with a cross-entropy head, whatever the loss; weighted accuracy "
-              "was lower",
-        limits="measured on two classes of Fashion-MNIST in batches of 128, with \"pairs\", a small encoder and Adam; rarer classes, more "
-               "classes, \"batch\" and other encoders may differ: compare with CL and CE on your own images")
+        "was lower",
+        limits='measured on two classes of Fashion-MNIST in batches of 128, with "pairs", a small encoder and Adam; rarer classes, more '
+        'classes, "batch" and other encoders may differ: compare with CL and CE on your own images',
+    )
 
 # %% ../nbs/api/tune.ipynb #4694b560
-SPACE = dict(lr=(3e-4, 3e-2), eta=(1., 300.), gamma=(.25, 8.), temperature=(.03, .5))  # each on a logarithmic scale
+SPACE = dict(
+    lr=(3e-4, 3e-2), eta=(1.0, 300.0), gamma=(0.25, 8.0), temperature=(0.03, 0.5)
+)  # each on a logarithmic scale
+
 
 def tried(
     method,  # one of METHODS
@@ -93,42 +122,71 @@ def _proposed(trial, method, settings):
 # %% ../nbs/api/tune.ipynb #45ef81a0
 def _score(settings, folder):
     "Mean validation score of a trial's runs; 0 for one that diverges"
-    try: runs = [run for _, run in compare(settings, folder=folder)]
-    except NonFiniteError: return 0.
+    try:
+        runs = [run for _, run in compare(settings, folder=folder)]
+    except NonFiniteError:
+        return 0.0
     except ValueError as error:
-        if "must be finite" not in str(error): raise
-        return 0.
-    return float(np.mean([run.valid_metrics["unweighted_accuracy"] for run in runs[::len(settings.heads)]]))
+        if "must be finite" not in str(error):
+            raise
+        return 0.0
+    return float(
+        np.mean([run.valid_metrics["unweighted_accuracy"] for run in runs[:: len(settings.heads)]])
+    )
 
 # %% ../nbs/api/tune.ipynb #6c9ac1d7
 def _optuna():
     "The module, silent; RuntimeError where it is not installed"
-    try: import optuna
-    except ImportError as error: raise RuntimeError("Optuna is needed for tuning: python -m pip install optuna") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of a stopped trial, with a traceback
+    try:
+        import optuna
+    except ImportError as error:
+        raise RuntimeError("Optuna is needed for tuning: python -m pip install optuna") from error
+    optuna.logging.set_verbosity(
+        optuna.logging.ERROR
+    )  # it warns of a stopped trial, with a traceback
     return optuna
+
 
 def _study(folder, method, seed):
     "The study of a method in the folder's journal, made where it is not there"
     optuna = _optuna()
-    sampler, path = optuna.samplers.TPESampler(seed=seed), Path(folder)/"study.log"
+    sampler, path = optuna.samplers.TPESampler(seed=seed), Path(folder) / "study.log"
     try:
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-        return optuna.create_study(storage=storage, sampler=sampler, study_name=method, direction="maximize", load_if_exists=True)
+        storage = optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(path))
+        )
+        return optuna.create_study(
+            storage=storage,
+            sampler=sampler,
+            study_name=method,
+            direction="maximize",
+            load_if_exists=True,
+        )
     except (AssertionError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a study that can be gone on with ({error!r}); give another folder") from error
+        raise ValueError(
+            f"{path}: not a study that can be gone on with ({error!r}); give another folder"
+        ) from error
 
 # %% ../nbs/api/tune.ipynb #d4b9d8c3
 def _asked(method, settings):
     "What all trials of a method have in common, for JSON"
     job = replace(resolved(settings), methods=(method,))
     fixed = {name: value for name, value in asdict(job).items() if name not in tried(method)}
-    return json.loads(json.dumps(plain_json(fixed | dict(source=None, reading=None, data=load_data(job, job.seeds[0]).fingerprint()))))
+    return json.loads(
+        json.dumps(
+            plain_json(
+                fixed
+                | dict(source=None, reading=None, data=load_data(job, job.seeds[0]).fingerprint())
+            )
+        )
+    )
+
 
 def _check_asked(study, asked, folder):
     "Raise ValueError for a study of something else; a new one is given the note"
     kept = study.user_attrs.get("asked")
-    if kept is None: return study.set_user_attr("asked", asked)
+    if kept is None:
+        return study.set_user_attr("asked", asked)
     _check_same(kept, asked, f"{folder} holds a study of {study.study_name}")
 
 # %% ../nbs/api/tune.ipynb #213bd83f
@@ -140,17 +198,22 @@ def search(
     on_trial=None,  # called with method, number of finished trials and best score so far
 ):  # optuna.Study, with `trials` finished trials
     "Search the settings of one method on the validation split. Raises ValueError for bad settings, RuntimeError without Optuna."
-    if trials < 1: raise ValueError(f"trials must be at least 1, got {trials}")
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, got {trials}")
     check_settings(replace(settings, methods=(method,)))
     _optuna()
-    records = Path(folder)/"records"
+    records = Path(folder) / "records"
     records.mkdir(parents=True, exist_ok=True)
     study = _study(folder, method, settings.seeds[0])
     _check_asked(study, _asked(method, settings), folder)
-    if not study.trials: study.enqueue_trial({name: getattr(settings, name) for name in tried(method)})
+    if not study.trials:
+        study.enqueue_trial({name: getattr(settings, name) for name in tried(method)})
     while (done := sum(trial.state.is_finished() for trial in study.trials)) < trials:
-        study.optimize(lambda trial: _score(_proposed(trial, method, settings), records), n_trials=1)
-        if on_trial: on_trial(method, done + 1, study.best_value)
+        study.optimize(
+            lambda trial: _score(_proposed(trial, method, settings), records), n_trials=1
+        )
+        if on_trial:
+            on_trial(method, done + 1, study.best_value)
     return study
 
 # %% ../nbs/api/tune.ipynb #352318b3
@@ -158,9 +221,16 @@ def chosen(
     studies,  # dict: method -> study
 ):  # dict: method -> dict of the values, the score and the number of trials
     "The best trial of each method, by validation score"
-    def finished(study): return [trial for trial in study.trials if trial.state.is_finished()]
-    return {method: dict(values=study.best_params, validation_score=study.best_value, trials=len(finished(study)))
-            for method, study in studies.items()}
+
+    def finished(study):
+        return [trial for trial in study.trials if trial.state.is_finished()]
+
+    return {
+        method: dict(
+            values=study.best_params, validation_score=study.best_value, trials=len(finished(study))
+        )
+        for method, study in studies.items()
+    }
 
 # %% ../nbs/api/tune.ipynb #16add692
 def plot_search(
@@ -171,19 +241,50 @@ def plot_search(
     fig, axes = _panels(len(names), (3.2, 2.8), columns=4)
     for ax, name in zip(axes, names, strict=True):
         for i, (method, study) in enumerate(studies.items()):
-            found = [(t.params[name], t.value) for t in study.trials if name in t.params and t.value is not None]
-            if not found: continue
-            ax.semilogx(*zip(*found, strict=True), linestyle="", marker=_marker(i), color=_colour(i), alpha=.7, label=method)
-            ax.plot(study.best_params[name], study.best_value, marker="o", markersize=13, markerfacecolor="none", color=_colour(i))
+            found = [
+                (t.params[name], t.value)
+                for t in study.trials
+                if name in t.params and t.value is not None
+            ]
+            if not found:
+                continue
+            ax.semilogx(
+                *zip(*found, strict=True),
+                linestyle="",
+                marker=_marker(i),
+                color=_colour(i),
+                alpha=0.7,
+                label=method,
+            )
+            ax.plot(
+                study.best_params[name],
+                study.best_value,
+                marker="o",
+                markersize=13,
+                markerfacecolor="none",
+                color=_colour(i),
+            )
         ax.set(xlabel=name, ylabel="validation UWA (0 to 1)")
-    handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
+    handles = {
+        text: handle
+        for ax in axes
+        for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    fig.legend(
+        handles.values(),
+        handles,
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+        frameon=False,
+    )
     return fig
 
 # %% ../nbs/api/tune.ipynb #8d3395d7
 def check_fresh(seeds, searched):
     "Raise ValueError for seeds that the search has seen"
-    if both := sorted(set(seeds) & set(searched)): raise ValueError(f"seeds must not be those of the search, got {both} in both")
+    if both := sorted(set(seeds) & set(searched)):
+        raise ValueError(f"seeds must not be those of the search, got {both} in both")
+
 
 def confirm(
     values,  # dict: method -> dict of chosen settings
@@ -194,7 +295,8 @@ def confirm(
 ):  # iterator of (ImageData, Run)
     "Run every method with what was chosen for it, on seeds that the search has not seen. Raises ValueError for seeds that it has."
     check_fresh(settings.seeds, searched)
-    for method, own in values.items(): yield from compare(replace(settings, methods=(method,), **own), on_epoch, folder=folder)
+    for method, own in values.items():
+        yield from compare(replace(settings, methods=(method,), **own), on_epoch, folder=folder)
 
 # %% ../nbs/api/tune.ipynb #dd86e143
 def write_chosen(
@@ -203,6 +305,10 @@ def write_chosen(
     settings,  # of the search
 ):
     "Write chosen.json"
-    content = dict(chosen=best, seeds=list(settings.seeds), space=SPACE,
-                   score="unweighted accuracy on the validation split, mean over seeds")
-    write_atomic(Path(folder)/"chosen.json", json.dumps(content, indent=1))
+    content = dict(
+        chosen=best,
+        seeds=list(settings.seeds),
+        space=SPACE,
+        score="unweighted accuracy on the validation split, mean over seeds",
+    )
+    write_atomic(Path(folder) / "chosen.json", json.dumps(content, indent=1))

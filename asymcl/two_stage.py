@@ -40,12 +40,18 @@ from .views import random_views
 # %% ../nbs/api/two_stage.ipynb #f981ba10
 class RandomViews(Callback):
     "Replaces each training batch by random views of its images, labels repeated; validation is left alone"
+
     order = -1  # before mixed precision enters autocast
-    def __init__(self,
+
+    def __init__(
+        self,
         make_views=random_views,  # function: images (n, channels, height, width) to views (n, views, channels, height, width)
-    ): self.make_views = make_views
+    ):
+        self.make_views = make_views
+
     def before_batch(self):
-        if not self.training: return
+        if not self.training:
+            return
         views = self.make_views(self.x)
         self.learn.xb = (views.flatten(0, 1),)
         self.learn.yb = (self.y.repeat_interleave(views.shape[1], 0),)
@@ -53,27 +59,38 @@ class RandomViews(Callback):
 # %% ../nbs/api/two_stage.ipynb #54dafb05
 def _check_precision(precision, device):
     "Raise ValueError for a precision that does not exist or that `device` cannot train in"
-    if precision not in ("fp32", "bf16", "fp16"): raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
     if precision == "fp16" and device != "cuda":
-        raise ValueError(f"precision 'fp16' needs a CUDA device, got {device}; use 'bf16' or 'fp32'")
+        raise ValueError(
+            f"precision 'fp16' needs a CUDA device, got {device}; use 'bf16' or 'fp32'"
+        )
 
 # %% ../nbs/api/two_stage.ipynb #29a09947
 class Precision(MixedPrecision):
     "Mixed precision on the learner's own device: 'bf16' anywhere, 'fp16' on CUDA"
+
     inside = False  # of autocast
+
     def before_fit(self):
         device = next(self.model.parameters()).device.type
-        if device == "cuda": return super().before_fit()
+        if device == "cuda":
+            return super().before_fit()
         _check_precision(self.amp_mode.value, device)
         self.autocast, self.scales = torch.autocast(device, dtype=torch.bfloat16), L()
         self.learn.scaler = torch.amp.GradScaler(device, enabled=False)
+
     def before_batch(self):
         self.leave()  # where a batch was cancelled
         self.inside = True
         super().before_batch()
-    def after_loss(self): self.leave()
+
+    def after_loss(self):
+        self.leave()
+
     def leave(self):
-        if self.inside: super().after_loss()
+        if self.inside:
+            super().after_loss()
         self.inside = False
 
 # %% ../nbs/api/two_stage.ipynb #55d4036f
@@ -87,25 +104,44 @@ def precision_callbacks(
 # %% ../nbs/api/two_stage.ipynb #f817acf7
 class AcrossRanks(Callback):
     "Inside fastai's `distrib_ctx` each rank takes its share of every batch, and the loss sees all of it; elsewhere nothing changes"
+
     order, inside = DistributedTrainer.order + 1, False
-    def __init__(self,
+
+    def __init__(
+        self,
         wrap=DistributedLoss,  # makes a loss over all ranks of the learner's loss; `DistributedMean` for cross-entropy and its kin
-    ): self.wrap = wrap
+    ):
+        self.wrap = wrap
+
     def before_fit(self):
         self.inside = world_size() > 1 and hasattr(self.learn, "distributed_trainer")
-        if not self.inside: return
+        if not self.inside:
+            return
         self.alone, self.learn.loss_func = self.learn.loss_func, self.wrap(self.learn.loss_func)
-        self.dls.loaders = [SharedLoader(dl.dl) if isinstance(dl.dl, TensorLoader) else dl for dl in self.dls.loaders]
-        seed = torch.randint(2**62, ()).item()  # drawn by every rank, so that their common states stay alike
-        self.own_random_state = torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
+        self.dls.loaders = [
+            SharedLoader(dl.dl) if isinstance(dl.dl, TensorLoader) else dl
+            for dl in self.dls.loaders
+        ]
+        seed = torch.randint(
+            2**62, ()
+        ).item()  # drawn by every rank, so that their common states stay alike
+        self.own_random_state = torch.random.fork_rng(
+            [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        )
         self.own_random_state.__enter__()
         torch.manual_seed(seed + rank_distrib())
+
     def after_batch(self):
-        if self.training or not (self.inside and isinstance(self.dl, SharedLoader)): return
+        if self.training or not (self.inside and isinstance(self.dl, SharedLoader)):
+            return
         self.learn.pred, *self.learn.yb = (torch.cat(gather_rows(x)) for x in (self.pred, *self.yb))
-    def after_fit(self): self.leave()
+
+    def after_fit(self):
+        self.leave()
+
     def leave(self):
-        if not self.inside: return
+        if not self.inside:
+            return
         self.inside = False
         self.own_random_state.__exit__(None, None, None)
         self.learn.loss_func = self.alone
@@ -115,7 +151,8 @@ def across_ranks(
     learn,  # fastai Learner with the callback AcrossRanks, such as `contrastive` of a TwoStageLearner
 ):  # context manager
     "fastai's `distrib_ctx`, set up for the device at hand, where `torchrun` started several processes; alone, nothing changes"
-    if num_distrib() < 2: return nullcontext(learn)
+    if num_distrib() < 2:
+        return nullcontext(learn)
     join_ranks()
     on_cpu = default_device().type == "cpu"
     return learn.distrib_ctx(sync_bn=not on_cpu, cpu=on_cpu)
@@ -123,14 +160,22 @@ def across_ranks(
 # %% ../nbs/api/two_stage.ipynb #6ed1e614
 class GradientCache(Callback):
     "Embeds each batch in chunks, with the activations of one chunk in memory, at the price of a second forward pass"
+
     order = 90  # after everything else that happens before the model is called
-    def __init__(self,
+
+    def __init__(
+        self,
         size,  # images embedded at a time, >= 1, views counted
     ):
-        if size < 1: raise ValueError(f"size must be >= 1 image, got {size}")
+        if size < 1:
+            raise ValueError(f"size must be >= 1 image, got {size}")
         self.size = size
+
     def before_batch(self):
-        chunk_next_call(self.model.module if isinstance(self.model, DistributedDataParallel) else self.model, self.size)
+        chunk_next_call(
+            self.model.module if isinstance(self.model, DistributedDataParallel) else self.model,
+            self.size,
+        )
 
 # %% ../nbs/api/two_stage.ipynb #2d4a020c
 def fused_adam(
@@ -139,22 +184,34 @@ def fused_adam(
 ):  # fastai optimiser
     "AdamW (Loshchilov & Hutter 2019) in PyTorch's fused form, with the constants of fastai's Adam"
     params = list(params)
-    groups = [dict(params=[p for p in params if p.ndim > 1]), dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.)]
-    return OptimWrapper(opt=torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True))
+    groups = [
+        dict(params=[p for p in params if p.ndim > 1]),
+        dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.0),
+    ]
+    return OptimWrapper(
+        opt=torch.optim.AdamW(
+            groups, lr=lr, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True
+        )
+    )
 
 # %% ../nbs/api/two_stage.ipynb #a04c0151
 class _Learner(Learner):
     "A Learner whose callbacks leave what they have entered, however a training ends"
+
     def fit(self, *args, **kwargs):
-        try: return super().fit(*args, **kwargs)
+        try:
+            return super().fit(*args, **kwargs)
         finally:
             for cb in self.cbs:
-                if hasattr(cb, "leave"): cb.leave()
+                if hasattr(cb, "leave"):
+                    cb.leave()
 
 # %% ../nbs/api/two_stage.ipynb #edf11363
 class TwoStageLearner:
     "A contrastive stage and a classification stage over one encoder"
-    def __init__(self,
+
+    def __init__(
+        self,
         dls,  # fastai DataLoaders: train, valid and, for `evaluate("test")`, test; batches (images, labels), with a vocab
         encoder,  # nn.Module: images (n, channels, height, width) to features (n, width)
         loss,  # contrastive loss: called with embeddings (n, size) of unit length and labels (n,)
@@ -166,40 +223,71 @@ class TwoStageLearner:
         precision="fp32",  # of stage 1: "fp32", "bf16" or "fp16"
         cbs=None,  # further callbacks of stage 1
     ):
-        self.dls, self.encoder, self.classifier_loss, self.opt_func = dls, encoder, classifier_loss, opt_func
+        self.dls, self.encoder, self.classifier_loss, self.opt_func = (
+            dls,
+            encoder,
+            classifier_loss,
+            opt_func,
+        )
         self.classes = [str(c) for c in dls.vocab]
         self.width = encoder_width(encoder, dls.valid.one_batch()[0])
         model = nn.Sequential(encoder, projection_head(self.width, embedding_size))
         guards = [StopNonFinite(), WatchEmbeddings(), TrimMemory()]
-        cbs = [RandomViews(make_views), AcrossRanks(), *guards, *precision_callbacks(precision), *L(cbs)]
-        self.contrastive = _Learner(dls, model, loss_func=loss, opt_func=opt_func, metrics=KnnAccuracy(), cbs=cbs)
+        cbs = [
+            RandomViews(make_views),
+            AcrossRanks(),
+            *guards,
+            *precision_callbacks(precision),
+            *L(cbs),
+        ]
+        self.contrastive = _Learner(
+            dls, model, loss_func=loss, opt_func=opt_func, metrics=KnnAccuracy(), cbs=cbs
+        )
         self.make_views, self.precision = make_views, precision
         self._classifier = self._encoder_state = None
 
 # %% ../nbs/api/two_stage.ipynb #6365f310
 @patch
-def fit_contrastive(self: TwoStageLearner,
+def fit_contrastive(
+    self: TwoStageLearner,
     epochs=10,  # passes over the training images
     lr=3e-3,  # highest learning rate of the cycle
     keep=None,  # folder in which every epoch is kept, and from which it goes on; None: nothing is kept
     **kwargs,  # further arguments of fit_one_cycle
 ):
     "Stage 1: train encoder and projection head. Raises ValueError for a folder of another training, OSError for one that cannot be used."
-    data, sampler = (getattr(of, name, None) for of, name in ((self.dls, "image_data"), (self.dls.train, "sampler")))
-    settings = dict(classes=self.classes, data=data and data.fingerprint(), views=_name(self.make_views), precision=self.precision,
-                    sampler=sampler and list(map(float, sampler.quotas)))
+    data, sampler = (
+        getattr(of, name, None)
+        for of, name in ((self.dls, "image_data"), (self.dls.train, "sampler"))
+    )
+    settings = dict(
+        classes=self.classes,
+        data=data and data.fingerprint(),
+        views=_name(self.make_views),
+        precision=self.precision,
+        sampler=sampler and list(map(float, sampler.quotas)),
+    )
     _fit(self.contrastive, keep, "stage_1", settings, epochs, lr, **kwargs)
 
 # %% ../nbs/api/two_stage.ipynb #5e001a32
 def _fit(learn, keep, stage, settings, epochs, lr, cbs=None, **kwargs):
     "fit_one_cycle, with every epoch kept where there is a folder"
-    if keep is None: return learn.fit_one_cycle(epochs, lr, cbs=cbs, **kwargs)
-    if world_size() > 1: raise ValueError(f"keep must be None where several processes train, got {keep}")
-    fit_kept(learn, keep, stage, lambda kept: learn.fit_one_cycle(epochs, lr, cbs=[*L(cbs), *kept], **kwargs), settings)
+    if keep is None:
+        return learn.fit_one_cycle(epochs, lr, cbs=cbs, **kwargs)
+    if world_size() > 1:
+        raise ValueError(f"keep must be None where several processes train, got {keep}")
+    fit_kept(
+        learn,
+        keep,
+        stage,
+        lambda kept: learn.fit_one_cycle(epochs, lr, cbs=[*L(cbs), *kept], **kwargs),
+        settings,
+    )
 
 # %% ../nbs/api/two_stage.ipynb #9839b080
 @patch
-def features(self: TwoStageLearner,
+def features(
+    self: TwoStageLearner,
     split="train",  # "train", "valid" or "test", or a fastai DataLoader over labelled images
 ):  # features (n, width) and labels (n,), in the order of the data, on the encoder's device
     "Features of all images of a split by the encoder as it is now, without augmentation"
@@ -207,13 +295,16 @@ def features(self: TwoStageLearner,
 
 # %% ../nbs/api/two_stage.ipynb #065a73ef
 @patch
-def loader(self: TwoStageLearner,
+def loader(
+    self: TwoStageLearner,
     split,  # "train", "valid" or "test", or a DataLoader
 ):  # DataLoader over all images of the split in order, without augmentation
     "The loader of a split for evaluation; raises ValueError for a split that the DataLoaders do not have"
-    if not isinstance(split, str): return split.new(shuffle=False, drop_last=False)
-    names = ["train", "valid", "test"][:len(self.dls.loaders)]
-    if split not in names: raise ValueError(f"split must be one of {', '.join(names)} or a DataLoader, got {split!r}")
+    if not isinstance(split, str):
+        return split.new(shuffle=False, drop_last=False)
+    names = ["train", "valid", "test"][: len(self.dls.loaders)]
+    if split not in names:
+        raise ValueError(f"split must be one of {', '.join(names)} or a DataLoader, got {split!r}")
     return self.dls.valid.new(self.dls[names.index(split)].dataset, shuffle=False, drop_last=False)
 
 # %% ../nbs/api/two_stage.ipynb #595ceaba
@@ -222,11 +313,19 @@ def new_classifier(self: TwoStageLearner):  # fastai Learner over features, also
     "Compute features with the encoder as it is now, and start a new head on them"
     (x, y), valid = self.features("train"), self.features("valid")
     counts = y.bincount(minlength=len(self.classes))
-    train, valid = TensorLoader((x, y), bs=self.dls.train.bs, shuffle=True), TensorLoader(valid, bs=4096)
+    train, valid = (
+        TensorLoader((x, y), bs=self.dls.train.bs, shuffle=True),
+        TensorLoader(valid, bs=4096),
+    )
     dls = DataLoaders(train, valid, device=x.device)
-    self._classifier = Learner(dls, head_for_loss(self.classifier_loss, self.width, len(self.classes)), opt_func=self.opt_func,
-                               loss_func=classifier_loss_function(self.classifier_loss, counts.cpu()),
-                               metrics=[UnweightedAccuracy(), RocAuc()], cbs=StopNonFinite())
+    self._classifier = Learner(
+        dls,
+        head_for_loss(self.classifier_loss, self.width, len(self.classes)),
+        opt_func=self.opt_func,
+        loss_func=classifier_loss_function(self.classifier_loss, counts.cpu()),
+        metrics=[UnweightedAccuracy(), RocAuc()],
+        cbs=StopNonFinite(),
+    )
     self._counts, self._encoder_state = counts.cpu(), self._encoder_digest()
     return self._classifier
 
@@ -235,7 +334,8 @@ def new_classifier(self: TwoStageLearner):  # fastai Learner over features, also
 def _encoder_digest(self: TwoStageLearner):
     "SHA-256 of the encoder's weights and statistics"
     digest = hashlib.sha256()
-    for v in self.encoder.state_dict().values(): digest.update(v.detach().cpu().flatten().view(torch.uint8).numpy())
+    for v in self.encoder.state_dict().values():
+        digest.update(v.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 # %% ../nbs/api/two_stage.ipynb #5e9f7fd9
@@ -243,27 +343,34 @@ def _encoder_digest(self: TwoStageLearner):
 def classifier(self: TwoStageLearner):
     "fastai Learner of stage 2; raises RuntimeError if there is none, or the encoder has changed since its features were computed"
     if self._classifier is None:
-        raise RuntimeError("there is no classification head yet; call fit_classifier(), or new_classifier() for an untrained one")
+        raise RuntimeError(
+            "there is no classification head yet; call fit_classifier(), or new_classifier() for an untrained one"
+        )
     if self._encoder_state != self._encoder_digest():
-        raise RuntimeError("the encoder has changed since the classification head was trained; call fit_classifier() to train a new one")
+        raise RuntimeError(
+            "the encoder has changed since the classification head was trained; call fit_classifier() to train a new one"
+        )
     return self._classifier
 
 # %% ../nbs/api/two_stage.ipynb #136cb5d9
 @patch
-def fit_classifier(self: TwoStageLearner,
+def fit_classifier(
+    self: TwoStageLearner,
     epochs=10,  # passes over the cached features
     lr=1e-2,  # highest learning rate of the cycle
     keep=None,  # folder, as for `fit_contrastive`
     **kwargs,  # further arguments of fit_one_cycle
 ):
     "Stage 2: train the classification head; a further call goes on, or starts a new head if the encoder has changed"
-    if self._classifier is None or self._encoder_state != self._encoder_digest(): self.new_classifier()
+    if self._classifier is None or self._encoder_state != self._encoder_digest():
+        self.new_classifier()
     settings = dict(classifier_loss=_name(self.classifier_loss), encoder=self._encoder_state)
     _fit(self._classifier, keep, "stage_2", settings, epochs, lr, **kwargs)
 
 # %% ../nbs/api/two_stage.ipynb #b0292525
 @patch
-def fit(self: TwoStageLearner,
+def fit(
+    self: TwoStageLearner,
     contrastive_epochs=10,  # of stage 1
     classifier_epochs=10,  # of stage 2
     keep=None,  # folder in which every epoch of both is kept, and from which they go on; None: nothing is kept
@@ -274,7 +381,8 @@ def fit(self: TwoStageLearner,
 
 # %% ../nbs/api/two_stage.ipynb #871174f7
 @patch
-def probabilities(self: TwoStageLearner,
+def probabilities(
+    self: TwoStageLearner,
     split="valid",  # "train", "valid" or "test", or a DataLoader over labelled images
 ):  # probabilities (n, classes) and labels (n,), on the CPU
     "Predicted class probabilities of a split, and its labels"
@@ -290,7 +398,8 @@ def _head(self: TwoStageLearner, features):
 
 # %% ../nbs/api/two_stage.ipynb #1f098e9c
 @patch
-def evaluate(self: TwoStageLearner,
+def evaluate(
+    self: TwoStageLearner,
     split="valid",  # "train", "valid" or "test", or a DataLoader over labelled images
 ):  # dict of metric name to float
     "Weighted and unweighted accuracy, recalls, ROC AUC and more on a split, which is left unchanged by it"
@@ -299,13 +408,19 @@ def evaluate(self: TwoStageLearner,
 
 # %% ../nbs/api/two_stage.ipynb #23fac6c6
 @patch
-def predict(self: TwoStageLearner,
+def predict(
+    self: TwoStageLearner,
     images,  # uint8 (n, channels, height, width), or float that is normalised as the training images are
 ):  # list of n class names, and probabilities (n, classes)
     "Class and probabilities of new images"
     if images.dtype == torch.uint8 and not hasattr(self.dls.valid, "normalize"):
-        raise ValueError("these DataLoaders cannot prepare 8-bit images; give float images normalised as in training")
-    if images.ndim != 4: raise ValueError(f"images must have shape (n, channels, height, width), got {tuple(images.shape)}")
+        raise ValueError(
+            "these DataLoaders cannot prepare 8-bit images; give float images normalised as in training"
+        )
+    if images.ndim != 4:
+        raise ValueError(
+            f"images must have shape (n, channels, height, width), got {tuple(images.shape)}"
+        )
     x = self.dls.valid.normalize(images) if images.dtype == torch.uint8 else images
     batches = x.split(self.dls.valid.bs)
     p = torch.cat([self._head(encode(self.encoder, batch)) for batch in batches])
@@ -316,18 +431,41 @@ def predict(self: TwoStageLearner,
 def trained_model(self: TwoStageLearner) -> TrainedModel:
     "What this learner has learnt, for use without it; raises RuntimeError where there is no trained head"
     head = deepcopy(self.classifier.model).cpu().eval()
-    (x, y), (valid_x, valid_y) = ([t.cpu() for t in dl.dataset.tensors] for dl in self.classifier.dls)
-    with torch.no_grad(): logits = head(valid_x)
+    (x, y), (valid_x, valid_y) = (
+        [t.cpu() for t in dl.dataset.tensors] for dl in self.classifier.dls
+    )
+    with torch.no_grad():
+        logits = head(valid_x)
     temperature = fit_temperature(logits, valid_y)
-    metrics = evaluate_predictions((logits/temperature).softmax(1), valid_y, self.classes, train_proportions=self._counts)
+    metrics = evaluate_predictions(
+        (logits / temperature).softmax(1), valid_y, self.classes, train_proportions=self._counts
+    )
     data = getattr(self.dls, "image_data", None)
-    about = dict(loss=_name(self.contrastive.loss_func), classifier_loss=_name(self.classifier_loss), train_counts=self._counts.tolist(),
-                 data=data and data.name, fingerprint=data and data.fingerprint(), versions=versions(),
-                 valid_metrics={name: value for name, value in metrics.items() if value == value})
+    about = dict(
+        loss=_name(self.contrastive.loss_func),
+        classifier_loss=_name(self.classifier_loss),
+        train_counts=self._counts.tolist(),
+        data=data and data.name,
+        fingerprint=data and data.fingerprint(),
+        versions=versions(),
+        valid_metrics={name: value for name, value in metrics.items() if value == value},
+    )
     valid, fit = self.dls.valid, data.fit if data else "squish"
-    return TrainedModel(deepcopy(self.encoder).cpu().eval(), head, tuple(self.classes), tuple(valid.one_batch()[0].shape[1:]),
-                        getattr(valid, "mean", None), getattr(valid, "std", None), fit, temperature, logits, valid_y,
-                        Gallery(x, y, self._train_names()), about, valid.bs)
+    return TrainedModel(
+        deepcopy(self.encoder).cpu().eval(),
+        head,
+        tuple(self.classes),
+        tuple(valid.one_batch()[0].shape[1:]),
+        getattr(valid, "mean", None),
+        getattr(valid, "std", None),
+        fit,
+        temperature,
+        logits,
+        valid_y,
+        Gallery(x, y, self._train_names()),
+        about,
+        valid.bs,
+    )
 
 # %% ../nbs/api/two_stage.ipynb #9c30da8d
 @patch
@@ -342,46 +480,84 @@ def _train_names(self: TwoStageLearner):
 def _check_images(self: TwoStageLearner, model):
     "Raise ValueError where a kept model was trained on images of another form than this learner's"
     valid, data = self.dls.valid, getattr(self.dls, "image_data", None)
-    ours = dict(image_shape=tuple(valid.one_batch()[0].shape[1:]), mean=getattr(valid, "mean", None), std=getattr(valid, "std", None),
-                fit=data.fit if data else model.fit)
+    ours = dict(
+        image_shape=tuple(valid.one_batch()[0].shape[1:]),
+        mean=getattr(valid, "mean", None),
+        std=getattr(valid, "std", None),
+        fit=data.fit if data else model.fit,
+    )
     for name, value in ours.items():
         kept, known = getattr(model, name), isinstance(value, torch.Tensor)
-        same = known and kept is not None and torch.allclose(kept, value.cpu(), atol=1e-5) or not known and kept == value
-        if not same: raise ValueError(f"its {name} is {kept}, that of the learner's images {value}; use `load_model` to predict with it")
+        same = (
+            known
+            and kept is not None
+            and torch.allclose(kept, value.cpu(), atol=1e-5)
+            or not known
+            and kept == value
+        )
+        if not same:
+            raise ValueError(
+                f"its {name} is {kept}, that of the learner's images {value}; use `load_model` to predict with it"
+            )
 
 # %% ../nbs/api/two_stage.ipynb #a87e8910
 @patch
-def save(self: TwoStageLearner,
+def save(
+    self: TwoStageLearner,
     folder,  # made where it is not there; a model that is in it is replaced, whole
     gallery=True,  # with names and features of the training images
 ):
     "Keep what was learnt; `asymcl.inference.load_model` and `asymcl-predict` read it. Raises RuntimeError without a trained head."
-    state = self.trained_model().state() | dict(projection_head=self.contrastive.model[1].state_dict())
+    state = self.trained_model().state() | dict(
+        projection_head=self.contrastive.model[1].state_dict()
+    )
     write_state(folder, "model", state if gallery else state | dict(gallery=None))
 
 # %% ../nbs/api/two_stage.ipynb #4b03d893
 @patch
-def load(self: TwoStageLearner,
+def load(
+    self: TwoStageLearner,
     folder,  # that `save` has written
 ):
     "Encoder and heads from a folder. Raises FileNotFoundError where there is none, ValueError for one that does not fit."
     state = read_state(folder, "model")
-    if state is None: raise FileNotFoundError(f"there is no model in {str(folder)!r}: a folder with model.json is expected")
+    if state is None:
+        raise FileNotFoundError(
+            f"there is no model in {str(folder)!r}: a folder with model.json is expected"
+        )
     try:
-        if state["classes"] != self.classes: raise ValueError(f"its classes are {state['classes']}, those of the learner {self.classes}")
-        if "projection_head" not in state: raise ValueError("TrainedModel.save has written it, without the projection head of stage 1")
+        if state["classes"] != self.classes:
+            raise ValueError(
+                f"its classes are {state['classes']}, those of the learner {self.classes}"
+            )
+        if "projection_head" not in state:
+            raise ValueError(
+                "TrainedModel.save has written it, without the projection head of stage 1"
+            )
         self._check_images(model_of(state, deepcopy(self.encoder)))
         deepcopy(self.contrastive.model[1]).load_state_dict(state["projection_head"])
-        head_for_loss(self.classifier_loss, self.width, len(self.classes)).load_state_dict(state["head_weights"])
+        head_for_loss(self.classifier_loss, self.width, len(self.classes)).load_state_dict(
+            state["head_weights"]
+        )
         self.contrastive.model[1].load_state_dict(state["projection_head"])
         self.encoder.load_state_dict(state["encoder_weights"])
         self.new_classifier().model.load_state_dict(state["head_weights"])
-    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, ValueError) as error:
-        raise ValueError(f"folder {folder} holds no model of this kind ({' '.join(str(error).split())[:300]})") from error
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"folder {folder} holds no model of this kind ({' '.join(str(error).split())[:300]})"
+        ) from error
 
 # %% ../nbs/api/two_stage.ipynb #7107b4ca
 @patch
-def export_onnx(self: TwoStageLearner,
+def export_onnx(
+    self: TwoStageLearner,
     path,  # of the file, usually .onnx
 ):
     "Write what was learnt for ONNX run-times, as `TrainedModel.export_onnx` does. Raises RuntimeError without a trained head."

@@ -18,8 +18,18 @@ import torch.nn.functional as F
 def _view_matrices(scale_x, scale_y, angle, shift_x, shift_y, height, width):
     "Affine matrices (n, 2, 3) that crop, mirror (scale < 0), rotate by `angle` in radians and shift; each argument (n,)"
     cos, sin = angle.cos(), angle.sin()
-    return torch.stack([scale_x * cos, -scale_y * sin * height / width, shift_x,
-                        scale_x * sin * width / height, scale_y * cos, shift_y], 1).reshape(-1, 2, 3)
+    return torch.stack(
+        [
+            scale_x * cos,
+            -scale_y * sin * height / width,
+            shift_x,
+            scale_x * sin * width / height,
+            scale_y * cos,
+            shift_y,
+        ],
+        1,
+    ).reshape(-1, 2, 3)
+
 
 def _resample(images, matrices):
     "Images seen through the affine matrices; beyond the border its pixels are repeated"
@@ -27,22 +37,36 @@ def _resample(images, matrices):
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 # %% ../nbs/api/views.ipynb #7bb78abf
-def _random_matrices(n, height, width, device, *, min_scale, max_aspect, max_rotate, flip, vertical_flip):
+def _random_matrices(
+    n, height, width, device, *, min_scale, max_aspect, max_rotate, flip, vertical_flip
+):
     "`n` random view matrices"
     area, aspect, angle, x, y, mirror = torch.rand(6, n, device=device)
     area = 1 - (1 - min_scale) * area
     log_aspect = (2 * aspect - 1) * area.log().neg().clamp(max=math.log(max_aspect))
     scale_x, scale_y = ((area.log() + log_aspect) / 2).exp(), ((area.log() - log_aspect) / 2).exp()
     shift_x, shift_y = (1 - scale_x) * (2 * x - 1), (1 - scale_y) * (2 * y - 1)
-    if flip: scale_x = torch.where(mirror < .5, scale_x, -scale_x)
-    if vertical_flip: scale_y = torch.where(torch.rand(n, device=device) < .5, scale_y, -scale_y)
-    return _view_matrices(scale_x, scale_y, math.radians(max_rotate) * (2 * angle - 1), shift_x, shift_y, height, width)
+    if flip:
+        scale_x = torch.where(mirror < 0.5, scale_x, -scale_x)
+    if vertical_flip:
+        scale_y = torch.where(torch.rand(n, device=device) < 0.5, scale_y, -scale_y)
+    return _view_matrices(
+        scale_x,
+        scale_y,
+        math.radians(max_rotate) * (2 * angle - 1),
+        shift_x,
+        shift_y,
+        height,
+        width,
+    )
 
 # %% ../nbs/api/views.ipynb #2a416e51
 def _random_light(images, max_brightness, max_contrast):
     "Contrast c and offset o of every image, (n, 1, 1) each"
     mean = images.mean((1, 2, 3))[:, None, None]
-    brightness, contrast = 2 * torch.rand(2, len(images), 1, 1, device=images.device, dtype=images.dtype) - 1
+    brightness, contrast = (
+        2 * torch.rand(2, len(images), 1, 1, device=images.device, dtype=images.dtype) - 1
+    )
     contrast = 1 + max_contrast * contrast
     return contrast, (1 - contrast) * mean + max_brightness * brightness
 
@@ -68,14 +92,16 @@ def _relight(images, max_brightness, max_contrast, max_saturation, max_hue, grey
     contrast, offset = _random_light(images, max_brightness, max_contrast)
     if images.shape[1] != 3 or not (max_saturation or max_hue or greyscale):
         return images.mul_(contrast[..., None]).add_(offset[..., None])
-    colours = _random_colours(len(images), max_saturation, max_hue, greyscale, device=images.device, dtype=images.dtype)
+    colours = _random_colours(
+        len(images), max_saturation, max_hue, greyscale, device=images.device, dtype=images.dtype
+    )
     return torch.baddbmm(offset, contrast * colours, images.flatten(2)).view_as(images)
 
 # %% ../nbs/api/views.ipynb #f0da9a45
 def _gaussian(sigma, radius):
     "Weights (n, 2 * radius + 1) of Gaussians of deviation `sigma` (n,) pixels"
     k = torch.arange(-radius, radius + 1, device=sigma.device)
-    return torch.softmax(-(k / sigma[:, None])**2 / 2, 1)
+    return torch.softmax(-((k / sigma[:, None]) ** 2) / 2, 1)
 
 # %% ../nbs/api/views.ipynb #2da4d33e
 def _blurred(images, sigma, radius):
@@ -85,7 +111,9 @@ def _blurred(images, sigma, radius):
         size, padded = images.shape[axis], F.pad(images, padding, mode="replicate")
         images = padded.narrow(axis, radius, size) * weights[:, radius]
         for k in range(1, radius + 1):
-            neighbours = padded.narrow(axis, radius - k, size) + padded.narrow(axis, radius + k, size)
+            neighbours = padded.narrow(axis, radius - k, size) + padded.narrow(
+                axis, radius + k, size
+            )
             images.addcmul_(neighbours, weights[:, radius + k])
     return images
 
@@ -94,54 +122,78 @@ def _random_blur(images, blur, max_blur):
     "Blur a share `blur` of the images, in place"
     chosen, sigma = torch.rand(2, len(images), device=images.device, dtype=images.dtype)
     chosen = (chosen < blur).nonzero().squeeze(1)
-    images[chosen] = _blurred(images[chosen], max_blur * (1 - sigma[chosen]), math.ceil(3 * max_blur))
+    images[chosen] = _blurred(
+        images[chosen], max_blur * (1 - sigma[chosen]), math.ceil(3 * max_blur)
+    )
     return images
 
 # %% ../nbs/api/views.ipynb #73033ceb
 @torch.no_grad()
-def _draw_views(images, views, max_brightness, max_contrast, max_saturation, max_hue, greyscale, blur, max_blur, **geometry):
+def _draw_views(
+    images,
+    views,
+    max_brightness,
+    max_contrast,
+    max_saturation,
+    max_hue,
+    greyscale,
+    blur,
+    max_blur,
+    **geometry,
+):
     "The views of `random_views`, its arguments checked"
     x = images.to(torch.promote_types(images.dtype, torch.float32)).repeat_interleave(views, 0)
     with torch.autocast(x.device.type, enabled=False):
         x = _resample(x, _random_matrices(len(x), *x.shape[-2:], x.device, **geometry))
-        if blur: x = _random_blur(x, blur, max_blur)
+        if blur:
+            x = _random_blur(x, blur, max_blur)
         x = _relight(x, max_brightness, max_contrast, max_saturation, max_hue, greyscale)
     return x.to(images.dtype).unflatten(0, (len(images), views))
 
 # %% ../nbs/api/views.ipynb #15f7b942
 _ALLOWED = {
-    "views": (lambda v: v >= 1, ">= 1"), "max_rotate": (lambda v: 0 <= v <= 180, "in 0..180 degrees"),
-    "min_scale": (lambda v: 0 < v <= 1, "in (0, 1]"), "max_aspect": (lambda v: v >= 1, ">= 1"),
-    "max_brightness": (lambda v: v >= 0, ">= 0"), "max_contrast": (lambda v: 0 <= v <= 1, "in 0..1"),
-    "max_saturation": (lambda v: 0 <= v <= 1, "in 0..1"), "max_hue": (lambda v: 0 <= v <= 180, "in 0..180 degrees"),
-    "greyscale": (lambda v: 0 <= v <= 1, "in 0..1, a probability"), "blur": (lambda v: 0 <= v <= 1, "in 0..1, a probability"),
+    "views": (lambda v: v >= 1, ">= 1"),
+    "max_rotate": (lambda v: 0 <= v <= 180, "in 0..180 degrees"),
+    "min_scale": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "max_aspect": (lambda v: v >= 1, ">= 1"),
+    "max_brightness": (lambda v: v >= 0, ">= 0"),
+    "max_contrast": (lambda v: 0 <= v <= 1, "in 0..1"),
+    "max_saturation": (lambda v: 0 <= v <= 1, "in 0..1"),
+    "max_hue": (lambda v: 0 <= v <= 180, "in 0..180 degrees"),
+    "greyscale": (lambda v: 0 <= v <= 1, "in 0..1, a probability"),
+    "blur": (lambda v: 0 <= v <= 1, "in 0..1, a probability"),
     "max_blur": (lambda v: 0 < v < math.inf, "> 0 and finite"),
 }
 
+
 def _check_views(images, **options):
-    if not images.is_floating_point(): raise TypeError(f"images must be floating point, got {images.dtype}: normalise them")
-    if images.ndim != 4: raise ValueError(f"images must be (n, channels, height, width), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, got {images.dtype}: normalise them")
+    if images.ndim != 4:
+        raise ValueError(f"images must be (n, channels, height, width), got {tuple(images.shape)}")
     for name, (good, allowed) in _ALLOWED.items():
-        if not good(options[name]): raise ValueError(f"{name} must be {allowed}, got {options[name]}")
+        if not good(options[name]):
+            raise ValueError(f"{name} must be {allowed}, got {options[name]}")
 
 # %% ../nbs/api/views.ipynb #6bd71605
 def random_views(
-    images, # (n, channels, height, width) floating point, normalised, on any device
-    views=2, # views of each image, >= 1
+    images,  # (n, channels, height, width) floating point, normalised, on any device
+    views=2,  # views of each image, >= 1
     *,
-    max_rotate=10., # degrees, 0..180; every view is turned by at most this, either way
-    min_scale=.5, # in (0, 1]; smallest share of the area that a crop keeps
-    max_aspect=4/3, # >= 1; a crop's width to height, relative to the image's, is between 1/max_aspect and max_aspect
-    flip=True, # mirror half of the views left to right
-    vertical_flip=False, # mirror half of the views upside down
-    max_brightness=.2, # >= 0, in standard deviations of the training pixels
-    max_contrast=.2, # in 0..1; contrast is multiplied by up to 1 +- this
-    max_saturation=0., # in 0..1; saturation is multiplied by up to 1 +- this; 3 channels only, others stay as they are
-    max_hue=0., # degrees, 0..180; colours are turned about the grey axis by up to this, either way; 3 channels only
-    greyscale=0., # in 0..1, probability that a view loses its colour; 3 channels only
-    blur=0., # in 0..1, probability that a view is blurred by a Gaussian
-    max_blur=1., # > 0, pixels; largest standard deviation of that Gaussian
-)->torch.Tensor: # (n, views, channels, height, width), of the images' type and device
+    max_rotate=10.0,  # degrees, 0..180; every view is turned by at most this, either way
+    min_scale=0.5,  # in (0, 1]; smallest share of the area that a crop keeps
+    max_aspect=4
+    / 3,  # >= 1; a crop's width to height, relative to the image's, is between 1/max_aspect and max_aspect
+    flip=True,  # mirror half of the views left to right
+    vertical_flip=False,  # mirror half of the views upside down
+    max_brightness=0.2,  # >= 0, in standard deviations of the training pixels
+    max_contrast=0.2,  # in 0..1; contrast is multiplied by up to 1 +- this
+    max_saturation=0.0,  # in 0..1; saturation is multiplied by up to 1 +- this; 3 channels only, others stay as they are
+    max_hue=0.0,  # degrees, 0..180; colours are turned about the grey axis by up to this, either way; 3 channels only
+    greyscale=0.0,  # in 0..1, probability that a view loses its colour; 3 channels only
+    blur=0.0,  # in 0..1, probability that a view is blurred by a Gaussian
+    max_blur=1.0,  # > 0, pixels; largest standard deviation of that Gaussian
+) -> torch.Tensor:  # (n, views, channels, height, width), of the images' type and device
     """Random views of every image of a batch, each with its own crop, rotation, mirroring, light, colour and blur.
 
     Drawn from PyTorch's global generator of the images' device; while off, `vertical_flip`, colour and blur draw nothing.
@@ -151,8 +203,17 @@ def random_views(
 
 # %% ../nbs/api/views.ipynb #e5fe58ec
 lesion_views = partial(
-    random_views, max_rotate=180., min_scale=.5, vertical_flip=True, max_brightness=.2, max_contrast=.2,
-    max_saturation=.2, max_hue=10., greyscale=.05, blur=.2)
+    random_views,
+    max_rotate=180.0,
+    min_scale=0.5,
+    vertical_flip=True,
+    max_brightness=0.2,
+    max_contrast=0.2,
+    max_saturation=0.2,
+    max_hue=10.0,
+    greyscale=0.05,
+    blur=0.2,
+)
 lesion_views.__doc__ = """`random_views` with values for dermoscopy: a lesion has no up, and its colour matters.
 
     Any rotation, both mirrors, crops of half the area or more, mild light and colour, few grey and blurred views. Takes

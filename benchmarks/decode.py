@@ -8,6 +8,7 @@ processes (cold); opening the cache, digests of all files included (warm start);
 (warm); and a training step of ResNet-18 at 64x64. Rates are medians over the rounds; an image with its two views counts once, and
 the network gets one view of each. The aim: what is delivered warm must not hold ResNet-18 up.
 """
+
 import argparse
 import statistics
 import tempfile
@@ -32,8 +33,21 @@ SIZE, BATCH = 64, 128
 
 def draw(folder, images):
     "A folder with a sub-folder of melanomas and one of naevi, `images` in all"
-    lesions = synthetic_lesions(folder / "isic", dict(MEL=images // 4, NV=images - images // 4), photographs=(1, 1), test_share=.01)
-    table = (lesions / "ISIC2018_Task3_Training_GroundTruth" / "ISIC2018_Task3_Training_GroundTruth.csv").read_text().splitlines()[1:]
+    lesions = synthetic_lesions(
+        folder / "isic",
+        dict(MEL=images // 4, NV=images - images // 4),
+        photographs=(1, 1),
+        test_share=0.01,
+    )
+    table = (
+        (
+            lesions
+            / "ISIC2018_Task3_Training_GroundTruth"
+            / "ISIC2018_Task3_Training_GroundTruth.csv"
+        )
+        .read_text()
+        .splitlines()[1:]
+    )
     for image, melanoma in (row.split(",")[:2] for row in table):
         place = folder / "photos" / ("MEL" if float(melanoma) else "NV")
         place.mkdir(parents=True, exist_ok=True)
@@ -49,7 +63,8 @@ def common(photos):
 
 def cold(files, workers):
     "Decode into an empty cache"
-    with tempfile.TemporaryDirectory() as cache: return len(load_images(files, SIZE, cache=cache, workers=workers).images)
+    with tempfile.TemporaryDirectory() as cache:
+        return len(load_images(files, SIZE, cache=cache, workers=workers).images)
 
 
 def epoch(loader, views=lambda x: x):
@@ -65,33 +80,44 @@ def training(device, batch):
     "A job that takes two training steps of ResNet-18"
     model = resnet18(num_classes=2).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-5)
+
     def train():
         for _ in range(2):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
             optimizer.step()
         return 2 * len(batch[0])
+
     return train
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, taken in turns")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements of each, taken in turns"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice"
+    )
     args = parser.parse_args()
-    if args.threads: torch.set_num_threads(args.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = torch.device(default_device())
     with tempfile.TemporaryDirectory() as scratch:
         photos, cache = draw(Path(scratch), args.images), Path(scratch) / "cache"
         files = [ImageFile(str(p)) for p in sorted(photos.rglob("*.jpg"))]
-        data = image_folder(photos, size=SIZE, cache=cache, shares=(.98, .01, .01))
+        data = image_folder(photos, size=SIZE, cache=cache, shares=(0.98, 0.01, 0.01))
         loader = data.loader("train", BATCH, shuffle=True, drop_last=True)
         jobs = {
             "torchvision, 2 workers, every epoch": lambda: common(photos),
             "cold: into the cache, no worker": lambda: cold(files, 0),
             "cold: into the cache, 2 workers": lambda: cold(files, 2),
-            "warm start: digests and mapping": lambda: len(load_images(files, SIZE, cache=cache).images),
+            "warm start: digests and mapping": lambda: len(
+                load_images(files, SIZE, cache=cache).images
+            ),
             "warm: loader": lambda: epoch(loader),
             "warm: loader + two lesion views": lambda: epoch(loader, lesion_views),
             "ResNet-18, one training step": training(device, loader.one_batch()),
@@ -101,16 +127,22 @@ def main():
             for name, job in jobs.items():
                 start = time.perf_counter()
                 count = job()
-                if device.type == "cuda": torch.cuda.synchronize(device)
-                if n: rates[name].append(count / (time.perf_counter() - start))
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if n:
+                    rates[name].append(count / (time.perf_counter() - start))
         size = sum(p.stat().st_size for p in photos.rglob("*.jpg")) / len(files)
     base = statistics.median(rates["ResNet-18, one training step"])
-    print(f"device {device}, {torch.get_num_threads()} threads, {len(files)} JPEG files of 600x450 pixels, {size / 1000:.0f} kB each, to "
-          f"{SIZE}x{SIZE}, batch {BATCH}, {args.rounds} rounds in turns\n")
+    print(
+        f"device {device}, {torch.get_num_threads()} threads, {len(files)} JPEG files of 600x450 pixels, {size / 1000:.0f} kB each, to "
+        f"{SIZE}x{SIZE}, batch {BATCH}, {args.rounds} rounds in turns\n"
+    )
     print(f"{'images a second':37} {'median':>10} {'least to most':>20} {'x ResNet-18':>12}")
     for name, values in rates.items():
         median = statistics.median(values)
-        print(f"{name:37} {median:10,.0f} {f'{min(values):,.0f} to {max(values):,.0f}':>20} {median / base:12.1f}")
+        print(
+            f"{name:37} {median:10,.0f} {f'{min(values):,.0f} to {max(values):,.0f}':>20} {median / base:12.1f}"
+        )
 
 
 if __name__ == "__main__":

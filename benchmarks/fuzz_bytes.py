@@ -7,6 +7,7 @@ tests/test_fuzz.py damages files blindly; atheris (libFuzzer) keeps the inputs t
 on from there. What is called, and what must hold, are the bodies of those tests. Another error than the documented one, an input that takes
 more than 20 seconds or 6 GB, and a crash end the run of a reader and count as found; the input is kept in the working folder.
 """
+
 import argparse
 import gzip
 import json
@@ -32,11 +33,17 @@ def readers(folder):
 
     load_model = body(t.test_load_model, folder)
     return {
-        "read_idx": ([t.idx(7), t.idx(2, 3, 4), gzip.compress(t.idx(50), mtime=0)], body(t.test_read_idx, folder)),
+        "read_idx": (
+            [t.idx(7), t.idx(2, 3, 4), gzip.compress(t.idx(50), mtime=0)],
+            body(t.test_read_idx, folder),
+        ),
         "decode": (t.IMAGES, body(t.test_decode, size=8, channels=3, fit="squish")),
         "zip_members": (t.ARCHIVES, body(t.test_zip_members, folder)),
         "from_npz": ([t.npz(**t.parts(6))], body(t.test_from_npz, folder)),
-        "read_table": ([t.CSV.encode()], lambda data: t.attempt(["data.csv"], t.read_table, data, "data.csv")),
+        "read_table": (
+            [t.CSV.encode()],
+            lambda data: t.attempt(["data.csv"], t.read_table, data, "data.csv"),
+        ),
         "read_records": ([json.dumps(t.RECORD).encode()], body(t.test_read_records, folder)),
         "load_model, model.json": ([t.DESCRIBED], lambda data: load_model((data, t.TENSORS))),
         "load_model, safetensors": ([t.TENSORS], lambda data: load_model((t.DESCRIBED, data))),
@@ -56,13 +63,26 @@ def feed(name, seconds):
     for i, data in enumerate(seeds):
         (folder / "corpus" / str(i)).write_bytes(data)
     found = f"-artifact_prefix={Path.cwd()}/"
-    atheris.Setup([sys.argv[0], str(folder / "corpus"), f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=6144",
-                   "-print_final_stats=1", "-max_len=20000", found], call)
+    atheris.Setup(
+        [
+            sys.argv[0],
+            str(folder / "corpus"),
+            f"-max_total_time={seconds}",
+            "-timeout=20",
+            "-rss_limit_mb=6144",
+            "-print_final_stats=1",
+            "-max_len=20000",
+            found,
+        ],
+        call,
+    )
     atheris.Fuzz()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=int, default=60, help="for each reader")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--reader", help="feed this one only, in this process")
@@ -70,20 +90,35 @@ def main():
     if args.reader:
         return feed(args.reader, args.seconds)
     names = ("asymcl", "atheris", "torch", "pillow", "numpy", "safetensors")
-    versions = dict(python=platform.python_version()) | {name: version(name) for name in names}  # an error without atheris
+    versions = dict(python=platform.python_version()) | {
+        name: version(name) for name in names
+    }  # an error without atheris
     record = dict(seconds_each=args.seconds, readers={}, versions=versions)
     with tempfile.TemporaryDirectory() as folder:
         for name in readers(Path(folder)):
             command = [sys.executable, __file__, "--reader", name, "--seconds", str(args.seconds)]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | dict(TMPDIR=folder))
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=os.environ | dict(TMPDIR=folder),
+            )
             inputs = re.findall(r"number_of_executed_units: *(\d+)", done.stderr)
-            if not inputs: sys.exit(f"{name} was not fed: {done.stderr[-2000:]}")
+            if not inputs:
+                sys.exit(f"{name} was not fed: {done.stderr[-2000:]}")
             branches = re.findall(r"cov: (\d+)", done.stderr)
-            record["readers"][name] = dict(inputs=int(inputs[-1]), branches_at_first=int(branches[0]) if branches else 0,
-                                           branches=int(branches[-1]) if branches else 0, found=int(done.returncode != 0))
+            record["readers"][name] = dict(
+                inputs=int(inputs[-1]),
+                branches_at_first=int(branches[0]) if branches else 0,
+                branches=int(branches[-1]) if branches else 0,
+                found=int(done.returncode != 0),
+            )
             print(name, record["readers"][name], flush=True)
-            if done.returncode: print(done.stderr[-2000:], flush=True)
-    if args.out: args.out.write_text(json.dumps(record, indent=1) + "\n")
+            if done.returncode:
+                print(done.stderr[-2000:], flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
     return any(r["found"] for r in record["readers"].values())
 
 

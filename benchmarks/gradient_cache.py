@@ -8,6 +8,7 @@ two steps on 8 images, which load what is loaded only once, the process notes it
 steps, and notes it again. The difference is the peak of additional memory. Seconds are those of the median step; whole and cached
 take turns. Prints a table to standard output; nothing is downloaded.
 """
+
 import argparse
 import resource
 import statistics
@@ -28,6 +29,7 @@ def trainer(chunk):
     torch.manual_seed(0)
     model, loss = nn.Sequential(resnet_encoder(18, 1), projection_head(512)), AFCL()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
     def step(images):
         start = time.perf_counter()
         optimizer.zero_grad()
@@ -35,16 +37,21 @@ def trainer(chunk):
         loss(embeddings, torch.arange(len(images)) % 2).backward()
         optimizer.step()
         return time.perf_counter() - start
+
     return step
 
 
-def highest(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def highest():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def case(n, chunk, steps):
     "MiB of additional memory and median seconds of a step, in this process"
     step, small, images = trainer(chunk), torch.randn(8, 1, 28, 28), torch.randn(n, 1, 28, 28)
-    for _ in range(2): step(small)
+    for _ in range(2):
+        step(small)
     before = highest()
     seconds = [step(images) for _ in range(steps)]
     return highest() - before, statistics.median(seconds)
@@ -52,31 +59,58 @@ def case(n, chunk, steps):
 
 def measure(n, chunk, args):
     "The same in a process of its own"
-    command = [sys.executable, "-W", "ignore", __file__, "--case", f"{n},{chunk}", "--steps", str(args.steps)]
-    if args.threads: command += ["--threads", str(args.threads)]
-    return map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        __file__,
+        "--case",
+        f"{n},{chunk}",
+        "--steps",
+        str(args.steps),
+    ]
+    if args.threads:
+        command += ["--threads", str(args.threads)]
+    return map(
+        float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch-sizes", default="64,128,256,512,1024")
     parser.add_argument("--chunk", type=int, default=64, help="images embedded at a time")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each case")
     parser.add_argument("--steps", type=int, default=3, help="steps of each process")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice")
+    parser.add_argument(
+        "--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.threads: torch.set_num_threads(args.threads)
-    if args.case: return print(*case(*map(int, args.case.split(",")), args.steps))
-    print(f"ResNet-18, 28x28, chunks of {args.chunk}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-          f"{args.rounds} processes of {args.steps} steps for each figure\n")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.case:
+        return print(*case(*map(int, args.case.split(",")), args.steps))
+    print(
+        f"ResNet-18, 28x28, chunks of {args.chunk}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{args.rounds} processes of {args.steps} steps for each figure\n"
+    )
     print("medians           additional memory in MiB              seconds a step")
-    print(f"{'images':>6} {'whole':>14} {'cached':>9} {'ratio':>8} {'whole':>14} {'cached':>9} {'ratio':>8}")
+    print(
+        f"{'images':>6} {'whole':>14} {'cached':>9} {'ratio':>8} {'whole':>14} {'cached':>9} {'ratio':>8}"
+    )
     for n in map(int, args.batch_sizes.split(",")):
         turns = [(*measure(n, 0, args), *measure(n, args.chunk, args)) for _ in range(args.rounds)]
-        memory, seconds, cached_memory, cached_seconds = map(statistics.median, zip(*turns, strict=True))
-        print(f"{n:6} {memory:14.0f} {cached_memory:9.0f} {cached_memory/memory:8.2f} {seconds:14.2f} {cached_seconds:9.2f} "
-              f"{cached_seconds/seconds:8.2f}", flush=True)
+        memory, seconds, cached_memory, cached_seconds = map(
+            statistics.median, zip(*turns, strict=True)
+        )
+        print(
+            f"{n:6} {memory:14.0f} {cached_memory:9.0f} {cached_memory / memory:8.2f} {seconds:14.2f} {cached_seconds:9.2f} "
+            f"{cached_seconds / seconds:8.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Each training is killed by SIGKILL until it gets through: at a moment drawn over
 within milliseconds of the beginning of a write. After each kill the folder must hold at least the epochs that had been reported as kept,
 and can be read; the figures at the end must be those of a training that was never killed, to the bit. Other signals are tried once each.
 """
+
 import argparse
 import json
 import os
@@ -45,13 +46,15 @@ def train(folder, report):
     checkpoint.write_state = reported
     set_seed(0)
     data = fashion_mnist(train_total=300, seed=0)
-    learn = TwoStageLearner(data.dls(batch_size=64), small_encoder(), ACL(eta=10.))
+    learn = TwoStageLearner(data.dls(batch_size=64), small_encoder(), ACL(eta=10.0))
     with learn.contrastive.no_bar(), learn.contrastive.no_logging():
         learn.fit_contrastive(EPOCHS["stage_1"], keep=folder)
     head = learn.new_classifier()
     with head.no_bar(), head.no_logging():
         learn.fit_classifier(EPOCHS["stage_2"], keep=folder)
-    os.write(report, json.dumps(dict(learn.evaluate("test"), encoder=learn._encoder_digest())).encode())
+    os.write(
+        report, json.dumps(dict(learn.evaluate("test"), encoder=learn._encoder_digest())).encode()
+    )
 
 
 def start(folder):
@@ -63,7 +66,9 @@ def start(folder):
         try:
             os.close(reads)
             torch.set_num_threads(1)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+            signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # a shell has its background jobs ignore it
             train(folder, writes)
             code = 0
         except SystemExit as ending:
@@ -85,14 +90,18 @@ def kept(folder):
 def run(folder, delay=None, write=None, number=signal.SIGKILL):
     "Train, and stop after `delay` seconds, or `delay` seconds after write number `write` began: report, exit status"
     child, reads = start(folder)
-    told, stop, rest = b"", None if delay is None or write is not None else time.monotonic() + delay, True
+    told, stop, rest = (
+        b"",
+        None if delay is None or write is not None else time.monotonic() + delay,
+        True,
+    )
     os.set_blocking(reads, False)
     while rest:
         try:
             piece = os.read(reads, 2**16)
             told, rest = told + piece, bool(piece)
         except BlockingIOError:
-            time.sleep(.0005)
+            time.sleep(0.0005)
         if write is not None and stop is None and told.count(b"w") >= write:
             stop = time.monotonic() + delay
         if stop is not None and time.monotonic() >= stop:
@@ -104,7 +113,7 @@ def run(folder, delay=None, write=None, number=signal.SIGKILL):
 
 def figures(told):
     "What a training reported at its end"
-    return json.loads(told[told.index(b"{"):])
+    return json.loads(told[told.index(b"{") :])
 
 
 def main():
@@ -115,22 +124,30 @@ def main():
     options = parser.parse_args()
     draw, place = random.Random(options.seed), Path(tempfile.mkdtemp())
     begin = time.monotonic()
-    whole, status = run(place/"whole")
+    whole, status = run(place / "whole")
     length, want = time.monotonic() - begin, figures(whole)
     assert status == 0, status
-    counts = dict(kills=0, while_writing=0, trainings=0, epochs_lost=0, unreadable=0, other_figures=0)
+    counts = dict(
+        kills=0, while_writing=0, trainings=0, epochs_lost=0, unreadable=0, other_figures=0
+    )
     while counts["kills"] < options.kills:
-        folder, done = place/f"training {counts['trainings']}", 0
+        folder, done = place / f"training {counts['trainings']}", 0
         while True:
             writing = counts["kills"] % 2 == 1
-            moment = dict(delay=draw.uniform(0, .01), write=draw.randint(1, 3)) if writing else dict(delay=draw.uniform(0, length))
+            moment = (
+                dict(delay=draw.uniform(0, 0.01), write=draw.randint(1, 3))
+                if writing
+                else dict(delay=draw.uniform(0, length))
+            )
             told, status = run(folder, **moment) if counts["kills"] < options.kills else run(folder)
             done = max(done, 0) + told.split(b"{")[0].count(b"k")
             if status == 0:
                 counts["other_figures"] += figures(told) != want
                 break
             if not os.WIFSIGNALED(status):
-                sys.exit(f"a training ended by itself with exit code {os.waitstatus_to_exitcode(status)}")
+                sys.exit(
+                    f"a training ended by itself with exit code {os.waitstatus_to_exitcode(status)}"
+                )
             counts["kills"] += 1
             counts["while_writing"] += told.count(b"w") > told.count(b"k")
             try:
@@ -144,13 +161,25 @@ def main():
         counts["trainings"] += 1
         shutil.rmtree(folder)
     for name, number in dict(SIGTERM=signal.SIGTERM, SIGINT=signal.SIGINT).items():
-        folder = place/name
-        told, status = run(folder, delay=.002, write=3, number=number)
-        counts[name] = dict(exit_code=os.waitstatus_to_exitcode(status), kept=kept(folder), reported=told.count(b"k"))
+        folder = place / name
+        told, status = run(folder, delay=0.002, write=3, number=number)
+        counts[name] = dict(
+            exit_code=os.waitstatus_to_exitcode(status),
+            kept=kept(folder),
+            reported=told.count(b"k"),
+        )
         told, status = run(folder)
         counts[name]["same_figures"] = figures(told) == want
     shutil.rmtree(place)
-    text = json.dumps(dict(seconds_of_a_training=round(length, 1), epochs=sum(EPOCHS.values()), **counts, versions=versions()), indent=1)
+    text = json.dumps(
+        dict(
+            seconds_of_a_training=round(length, 1),
+            epochs=sum(EPOCHS.values()),
+            **counts,
+            versions=versions(),
+        ),
+        indent=1,
+    )
     print(text)
     if options.out:
         options.out.write_text(text + "\n")

@@ -7,6 +7,7 @@ pixels, forward, backward and SGD step) and (b) `ImageLoader` with `random_views
 the bundled sample. An image with its two views counts once in (b), and the network gets one view of each in (a). Prints
 medians over the rounds with the quartiles, and their ratio; the aim is 20. No data is downloaded.
 """
+
 import argparse
 import statistics
 import time
@@ -52,17 +53,25 @@ def rate(job, device):
     "Images a second of a job that returns how many images it handled"
     start = time.perf_counter()
     n = job()
-    if device.type == "cuda": torch.cuda.synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return n / (time.perf_counter() - start)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="measurements of each, taken in turns")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="measurements of each, taken in turns"
+    )
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice")
+    parser.add_argument(
+        "--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice"
+    )
     args = parser.parse_args()
-    if args.threads: torch.set_num_threads(args.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = torch.device(default_device())
     loader = fashion_mnist().loader("train", args.batch_size, shuffle=True, drop_last=True)
     batches = [batch for batch, _ in zip(loader, range(2), strict=False)]
@@ -76,9 +85,12 @@ def main():
     for n in range(args.rounds + 1):  # the first round warms up
         for name, job in jobs.items():
             measured = rate(job, device)
-            if n: rates[name].append(measured)
+            if n:
+                rates[name].append(measured)
     base = statistics.median(rates["ResNet-18, one training step"])
-    print(f"device {device}, {torch.get_num_threads()} threads, batch {args.batch_size}, {args.rounds} rounds in turns\n")
+    print(
+        f"device {device}, {torch.get_num_threads()} threads, batch {args.batch_size}, {args.rounds} rounds in turns\n"
+    )
     print(f"{'images a second':30} {'median':>10} {'quartiles':>20} {'x ResNet-18':>12}")
     for name, values in rates.items():
         low, median, high = statistics.quantiles(values, n=4)

@@ -5,6 +5,7 @@
 Both stages for so many epochs, every one kept in a folder: resident memory, open files, threads and child processes after each. The growth
 is that from the fifth epoch, when all is allocated, to the epoch with most after it. Linux only: the figures come from /proc.
 """
+
 import argparse
 import json
 import os
@@ -26,14 +27,22 @@ from asymcl.two_stage import TwoStageLearner  # noqa: E402
 
 def state():
     "Resident MiB, open files, threads and children of this process"
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    resident = (
+        int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
     tasks = list(Path("/proc/self/task").iterdir())
-    children = [child for task in tasks for child in (task/"children").read_text().split()]
-    return dict(resident=round(resident, 1), files=len(list(Path("/proc/self/fd").iterdir())), threads=len(tasks), children=len(children))
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    return dict(
+        resident=round(resident, 1),
+        files=len(list(Path("/proc/self/fd").iterdir())),
+        threads=len(tasks),
+        children=len(children),
+    )
 
 
 class Watch(Callback):
     "The state of the process after each epoch"
+
     order = 100
 
     def __init__(self):
@@ -46,7 +55,12 @@ class Watch(Callback):
 def summary(seen):
     "Fifth and last epoch, the most memory after the fifth, and how much more that is"
     early, most = seen[4], max(epoch["resident"] for epoch in seen[5:])
-    return dict(fifth=early, last=seen[-1], most=most, growth_percent=round(100 * (most / early["resident"] - 1), 2))
+    return dict(
+        fifth=early,
+        last=seen[-1],
+        most=most,
+        growth_percent=round(100 * (most / early["resident"] - 1), 2),
+    )
 
 
 def main():
@@ -58,7 +72,9 @@ def main():
         parser.error(f"--epochs must be at least 6, got {options.epochs}")
     set_seed(0)
     folder, stages = tempfile.mkdtemp(), {}
-    learn = TwoStageLearner(fashion_mnist(train_total=1500).dls(), small_encoder(), AFCL(gamma=2., eta=120.))
+    learn = TwoStageLearner(
+        fashion_mnist(train_total=1500).dls(), small_encoder(), AFCL(gamma=2.0, eta=120.0)
+    )
     with learn.contrastive.no_bar(), learn.contrastive.no_logging():
         learn.fit_contrastive(options.epochs, keep=folder, cbs=(watch := Watch()))
     stages["stage_1"] = summary(watch.seen)
@@ -66,7 +82,15 @@ def main():
     with head.no_bar(), head.no_logging():
         learn.fit_classifier(options.epochs, keep=folder, cbs=(watch := Watch()))
     stages["stage_2"] = summary(watch.seen)
-    text = json.dumps(dict(epochs=options.epochs, **stages, files_kept=len(list(Path(folder).iterdir())), versions=versions()), indent=1)
+    text = json.dumps(
+        dict(
+            epochs=options.epochs,
+            **stages,
+            files_kept=len(list(Path(folder).iterdir())),
+            versions=versions(),
+        ),
+        indent=1,
+    )
     print(text)
     if options.out:
         options.out.write_text(text + "\n")

@@ -9,6 +9,7 @@ Memory: a process of its own for each figure; the high-water mark of its residen
 resident set before the pass. Inputs and their gradient are of n x 128 numbers and the latter is counted.
 Writes results/losses.json and results/losses.png.
 """
+
 import argparse
 import json
 import statistics
@@ -27,20 +28,22 @@ RESULTS = Path(__file__).parent / "results"
 WIDTH = 128
 
 
-def afcl_as_written(z, y, gamma=2., eta=120., temperature=0.07):
+def afcl_as_written(z, y, gamma=2.0, eta=120.0, temperature=0.07):
     "AFCL of unit embeddings, equation by equation, for autograd"
     own = torch.eye(len(z), dtype=torch.bool)
     p = (z @ z.T / temperature).masked_fill(own, -torch.inf).softmax(1)
     positive, negative = (y[:, None] == y) & ~own, y[:, None] != y
-    attraction = -(positive * (1 - p) ** gamma * p.masked_fill(own, 1).log()).sum(1) / positive.sum(1)
+    attraction = -(positive * (1 - p) ** gamma * p.masked_fill(own, 1).log()).sum(1) / positive.sum(
+        1
+    )
     repulsion = -(negative * (1 - p).log()).sum(1) / negative.sum(1)
     return (attraction + eta * repulsion).mean()
 
 
 METHODS = {
-    "AFCL fused": AFCL(2., 120., backend="fused"),
+    "AFCL fused": AFCL(2.0, 120.0, backend="fused"),
     "CL fused": CL(backend="fused"),
-    "AFCL plain": AFCL(2., 120., backend="plain"),
+    "AFCL plain": AFCL(2.0, 120.0, backend="plain"),
     "CL plain": CL(backend="plain"),
     "CL pytorch-metric-learning": SupConLoss(temperature=0.07),
     "AFCL autograd": afcl_as_written,
@@ -70,19 +73,25 @@ def floor(z, rows=64):
 def times(n, rounds):
     "Median seconds of each method and of the floor"
     z, y = batch(n)
-    calls = {"floor": lambda: floor(z), **{name: lambda name=name: one_pass(name, z, y) for name in METHODS}}
+    calls = {
+        "floor": lambda: floor(z),
+        **{name: lambda name=name: one_pass(name, z, y) for name in METHODS},
+    }
     seconds = {name: [] for name in calls}
     for i in range(rounds + 1):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            if i: seconds[name].append(time.perf_counter() - start)  # the first round warms up
+            if i:
+                seconds[name].append(time.perf_counter() - start)  # the first round warms up
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
 def status(key):
     "A line of /proc/self/status, in MiB"
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -98,24 +107,53 @@ def print_peak(name, n):
 
 def peak(name, n):
     "Additional MiB of one pass, as printed by `print_peak`"
-    return float(subprocess.check_output([sys.executable, __file__, "--peak", name, str(n)], text=True))
+    return float(
+        subprocess.check_output([sys.executable, __file__, "--peak", name, str(n)], text=True)
+    )
 
 
 def plot(record):
     "Curves of time and memory over n"
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    styles = dict(zip(METHODS, ["#0072B2 o-", "#56B4E9 s-", "#D55E00 o--", "#E69F00 s--", "#009E73 s:", "#CC79A7 o:"], strict=True))
+
+    styles = dict(
+        zip(
+            METHODS,
+            ["#0072B2 o-", "#56B4E9 s-", "#D55E00 o--", "#E69F00 s--", "#009E73 s:", "#CC79A7 o:"],
+            strict=True,
+        )
+    )
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     sizes = [row["n"] for row in record["rows"]]
-    left.plot(sizes, [1e3*row["seconds"]["floor"] for row in record["rows"]], c="black", lw=1, label="floor: two products")
+    left.plot(
+        sizes,
+        [1e3 * row["seconds"]["floor"] for row in record["rows"]],
+        c="black",
+        lw=1,
+        label="floor: two products",
+    )
     for name, style in styles.items():
         colour, line = style.split()
-        left.plot(sizes, [1e3*row["seconds"][name] for row in record["rows"]], line, c=colour, label=name)
+        left.plot(
+            sizes,
+            [1e3 * row["seconds"][name] for row in record["rows"]],
+            line,
+            c=colour,
+            label=name,
+        )
         right.plot(sizes, [row["mib"][name] for row in record["rows"]], line, c=colour, label=name)
     for ax, label in ((left, "milliseconds"), (right, "additional memory, MiB")):
-        ax.set(xscale="log", yscale="log", xlabel="anchors n", ylabel=label, xticks=sizes, xticklabels=sizes)
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="anchors n",
+            ylabel=label,
+            xticks=sizes,
+            xticklabels=sizes,
+        )
         ax.minorticks_off()
     left.legend(frameon=False, fontsize=8)
     left.set_title("forward and backward")
@@ -125,21 +163,46 @@ def plot(record):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 4096, 8192], help="anchors (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds of timing (default: %(default)s)")
-    parser.add_argument("--peak", nargs=2, metavar=("METHOD", "N"), help="print the additional MiB of one pass and end")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[256, 1024, 4096, 8192],
+        help="anchors (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="interleaved rounds of timing (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--peak",
+        nargs=2,
+        metavar=("METHOD", "N"),
+        help="print the additional MiB of one pass and end",
+    )
     options = parser.parse_args()
-    if options.peak: return print_peak(options.peak[0], int(options.peak[1]))
-    record = dict(torch=torch.__version__, threads=torch.get_num_threads(), width=WIDTH, rounds=options.rounds, rows=[])
-    print(f"torch {record['torch']}, {record['threads']} threads, d = {WIDTH}, float32; ratio: to the floor")
+    if options.peak:
+        return print_peak(options.peak[0], int(options.peak[1]))
+    record = dict(
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        width=WIDTH,
+        rounds=options.rounds,
+        rows=[],
+    )
+    print(
+        f"torch {record['torch']}, {record['threads']} threads, d = {WIDTH}, float32; ratio: to the floor"
+    )
     for n in options.sizes:
         seconds, mib = times(n, options.rounds), {name: peak(name, n) for name in METHODS}
         record["rows"].append(dict(n=n, seconds=seconds, mib=mib))
-        print(f"\nn = {n}: floor {1e3*seconds['floor']:.2f} ms")
+        print(f"\nn = {n}: floor {1e3 * seconds['floor']:.2f} ms")
         for name in METHODS:
-            print(f"  {name:28}{1e3*seconds[name]:10.2f} ms{seconds[name]/seconds['floor']:8.2f} x{mib[name]:10.1f} MiB")
+            print(
+                f"  {name:28}{1e3 * seconds[name]:10.2f} ms{seconds[name] / seconds['floor']:8.2f} x{mib[name]:10.1f} MiB"
+            )
     (RESULTS / "losses.json").write_text(json.dumps(record, indent=1) + "\n")
     plot(record)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ stage2: ten epochs of the classification head on cached features, against ten th
 whole:  `run_method` against per-item PIL transforms in a PyTorch DataLoader, a bare loop, and a frozen encoder run every epoch of
         stage 2, at equal epochs. Aim: 2, and the same accuracy.
 """
+
 import argparse
 import ctypes
 import os
@@ -51,7 +52,13 @@ from asymcl.experiment import Settings, contrastive_loss, run_method
 from asymcl.guards import StopNonFinite, WatchEmbeddings
 from asymcl.losses import AFCL
 from asymcl.metrics import RocAuc, UnweightedAccuracy, evaluate_predictions
-from asymcl.models import classification_head, encoder_width, projection_head, resnet_encoder, small_encoder
+from asymcl.models import (
+    classification_head,
+    encoder_width,
+    projection_head,
+    resnet_encoder,
+    small_encoder,
+)
 from asymcl.two_stage import TwoStageLearner
 from asymcl.views import random_views
 
@@ -60,12 +67,22 @@ BATCH = 128
 
 # What the sections share
 
+
 def make_data(args, batches=None, seed=0):
     "The bundled sample, with so many training images as make `batches`, enlarged to the size asked for"
     data = fashion_mnist(train_total=batches and batches * BATCH, seed=seed)
-    if args.size == 28: return data
-    images = F.interpolate(data.images.float(), size=(args.size, args.size), mode="bilinear", antialias=True).round().byte()
-    return ImageData(images, data.labels, data.classes, data.splits, data.name, data.source, data.seed)
+    if args.size == 28:
+        return data
+    images = (
+        F.interpolate(
+            data.images.float(), size=(args.size, args.size), mode="bilinear", antialias=True
+        )
+        .round()
+        .byte()
+    )
+    return ImageData(
+        images, data.labels, data.classes, data.splits, data.name, data.source, data.seed
+    )
 
 
 def make_encoder(args):
@@ -77,13 +94,17 @@ def make_encoder(args):
 def parameter_groups(params, wd):
     "Matrices and filters with weight decay, biases and norms without"
     params = list(params)
-    return [dict(params=[p for p in params if p.ndim > 1], weight_decay=wd),
-            dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.)]
+    return [
+        dict(params=[p for p in params if p.ndim > 1], weight_decay=wd),
+        dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.0),
+    ]
 
 
 def adamw(params, fused=True, lr=1e-3):
     "PyTorch's AdamW with fastai's constants"
-    return torch.optim.AdamW(parameter_groups(params, 0.01), lr=lr, betas=(0.9, 0.99), eps=1e-5, fused=fused)
+    return torch.optim.AdamW(
+        parameter_groups(params, 0.01), lr=lr, betas=(0.9, 0.99), eps=1e-5, fused=fused
+    )
 
 
 def fused_adam(params, lr):
@@ -93,27 +114,32 @@ def fused_adam(params, lr):
 
 def one_cycle(optimizer, lr, steps):
     "fastai's one-cycle schedule"
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.25, final_div_factor=4000)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=0.25, final_div_factor=4000
+    )
 
 
 def seconds(job):
     "Seconds that a job takes"
     start = time.perf_counter()
     job()
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
 def keep_memory():
     "Make glibc keep freed memory for the next step (no pages given back, no mappings of their own for large tensors)"
     libc = ctypes.CDLL(None)
-    if not (libc.mallopt(-1, 2**31 - 1) and libc.mallopt(-4, 0)): raise OSError("mallopt failed")  # M_TRIM_THRESHOLD, M_MMAP_MAX
+    if not (libc.mallopt(-1, 2**31 - 1) and libc.mallopt(-4, 0)):
+        raise OSError("mallopt failed")  # M_TRIM_THRESHOLD, M_MMAP_MAX
 
 
 def quiet(learn):
     "The fastai Learner without bars and logging"
     learn.create_mbar, learn.logger = False, lambda *_: None
-    if hasattr(learn, "progress"): learn.remove_cb(learn.progress)
+    if hasattr(learn, "progress"):
+        learn.remove_cb(learn.progress)
     return learn
 
 
@@ -123,7 +149,8 @@ def in_turns(jobs, rounds):
     for n in range(rounds + 1):
         for name, job in jobs.items():
             t = job()
-            if n: times[name].append(t)
+            if n:
+                times[name].append(t)
     return times
 
 
@@ -140,10 +167,12 @@ def ratios(over, under):
 
 # Stage 1
 
+
 def bare_batches(images, labels, mean, std):
     "Shuffled batches of two normalised tensors that are on the device already"
     for chosen in torch.randperm(len(images)).split(BATCH):
-        if len(chosen) == BATCH: yield (images[chosen].float() / 255 - mean) / std, labels[chosen]
+        if len(chosen) == BATCH:
+            yield (images[chosen].float() / 255 - mean) / std, labels[chosen]
 
 
 def bare_epoch(model, optimizer, loss_function, batches, views=random_views, schedule=None):
@@ -155,20 +184,28 @@ def bare_epoch(model, optimizer, loss_function, batches, views=random_views, sch
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if schedule: schedule.step()
+        if schedule:
+            schedule.step()
 
 
 def bare_model(args, data, device):
     "Encoder and projection head"
     encoder = make_encoder(args)
-    return nn.Sequential(encoder, projection_head(encoder_width(encoder, data.images[:2].float()))).to(device)
+    return nn.Sequential(
+        encoder, projection_head(encoder_width(encoder, data.images[:2].float()))
+    ).to(device)
 
 
 class TrainingSeconds(Callback):
     "Notes the seconds from the first to the last batch of each epoch"
+
     order = -100
-    def before_train(self): self.start = time.perf_counter()
-    def after_train(self): self.learn.training_seconds = time.perf_counter() - self.start
+
+    def before_train(self):
+        self.start = time.perf_counter()
+
+    def after_train(self):
+        self.learn.training_seconds = time.perf_counter() - self.start
 
 
 def same_steps(args, data):
@@ -184,7 +221,9 @@ def same_steps(args, data):
     set_seed(1)
     bare_epoch(model, adamw(model.parameters()), AFCL(), learn.dls.train)
     pairs = list(zip(learn.contrastive.model.parameters(), model.parameters(), strict=True))
-    return max((a - b).abs().max().item() for a, b in pairs) / max(b.abs().max().item() for _, b in pairs)
+    return max((a - b).abs().max().item() for a, b in pairs) / max(
+        b.abs().max().item() for _, b in pairs
+    )
 
 
 def stage1(args):
@@ -197,39 +236,60 @@ def stage1(args):
     views = random_views(ready[0][0])
     n, lr = len(ready) * BATCH, 3e-3
 
-    def bare(fused, batches=lambda: bare_batches(images, labels, mean, std), make_views=random_views):
+    def bare(
+        fused, batches=lambda: bare_batches(images, labels, mean, std), make_views=random_views
+    ):
         model = bare_model(args, data, device)
         optimizer = adamw(model.parameters(), fused)
         schedule = one_cycle(optimizer, lr, len(ready) * (args.rounds + 1))
-        return lambda: seconds(lambda: bare_epoch(model, optimizer, AFCL(), batches(), make_views, schedule))
+        return lambda: seconds(
+            lambda: bare_epoch(model, optimizer, AFCL(), batches(), make_views, schedule)
+        )
 
     rest = {}
+
     def learner(name, guards=True, **kwargs):
-        learn = TwoStageLearner(data.dls(BATCH), make_encoder(args), AFCL(), cbs=TrainingSeconds(), **kwargs)
-        if not guards: learn.contrastive.remove_cbs([StopNonFinite, WatchEmbeddings])
+        learn = TwoStageLearner(
+            data.dls(BATCH), make_encoder(args), AFCL(), cbs=TrainingSeconds(), **kwargs
+        )
+        if not guards:
+            learn.contrastive.remove_cbs([StopNonFinite, WatchEmbeddings])
         quiet(learn.contrastive)
+
         def job():
             whole = seconds(lambda: learn.fit_contrastive(1, lr))
             rest.setdefault(name, []).append(whole - learn.contrastive.training_seconds)
             return learn.contrastive.training_seconds
+
         return job
 
-    jobs = {"bare loop, fused AdamW": bare(True),
-            "bare loop, AdamW as PyTorch has it": bare(False),
-            "the same, batches and views ready": bare(True, lambda: ready, lambda x: views),
-            "learner, as it is": learner("as it is"),
-            "learner, fastai's Adam": learner("Adam", opt_func=Adam),
-            "learner, without its guards": learner("unguarded", guards=False)}
-    jobs["bare loop, fused AdamW, batches and views ready"] = jobs.pop("the same, batches and views ready")
+    jobs = {
+        "bare loop, fused AdamW": bare(True),
+        "bare loop, AdamW as PyTorch has it": bare(False),
+        "the same, batches and views ready": bare(True, lambda: ready, lambda x: views),
+        "learner, as it is": learner("as it is"),
+        "learner, fastai's Adam": learner("Adam", opt_func=Adam),
+        "learner, without its guards": learner("unguarded", guards=False),
+    }
+    jobs["bare loop, fused AdamW, batches and views ready"] = jobs.pop(
+        "the same, batches and views ready"
+    )
     times = in_turns(jobs, args.rounds)
     base = times["bare loop, fused AdamW"]
-    print(f"{'images a second in stage 1':48} {'median':>10} {'quartiles':>20}   {'bare / it':>10} {'quartiles':>20}")
-    for name, t in times.items(): print(f"{name:48} {spread([n / s for s in t])}   {ratios(base, t)}")
+    print(
+        f"{'images a second in stage 1':48} {'median':>10} {'quartiles':>20}   {'bare / it':>10} {'quartiles':>20}"
+    )
+    for name, t in times.items():
+        print(f"{name:48} {spread([n / s for s in t])}   {ratios(base, t)}")
     training = times["learner, as it is"]
     validation = rest["as it is"][1:]
-    print(f"\nvalidation and its metrics, of {len(data.splits['valid'])} images after each epoch: "
-          f"{1000 * statistics.median(validation):.0f} ms, beside {1000 * statistics.median(training):.0f} ms of training on {n}")
-    print(f"learner and bare loop from one start, after an epoch: weights agree to {same_steps(args, data):.1e} of the largest")
+    print(
+        f"\nvalidation and its metrics, of {len(data.splits['valid'])} images after each epoch: "
+        f"{1000 * statistics.median(validation):.0f} ms, beside {1000 * statistics.median(training):.0f} ms of training on {n}"
+    )
+    print(
+        f"learner and bare loop from one start, after an epoch: weights agree to {same_steps(args, data):.1e} of the largest"
+    )
 
 
 def parts(args):
@@ -238,13 +298,17 @@ def parts(args):
     loader = data.loader("train", BATCH, shuffle=True, drop_last=True)
     model, loss_function = bare_model(args, data, device), AFCL()
     other = bare_model(args, data, device)
-    optimizers = {"fused AdamW": adamw(model.parameters()), "fastai's Adam": Adam(list(other.parameters()), lr=1e-3)}
+    optimizers = {
+        "fused AdamW": adamw(model.parameters()),
+        "fastai's Adam": Adam(list(other.parameters()), lr=1e-3),
+    }
     times = {}
 
     def note(name, job):
         start = time.perf_counter()
         result = job()
-        if device.type == "cuda": torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         times.setdefault(name, []).append(time.perf_counter() - start)
         return result
 
@@ -252,23 +316,31 @@ def parts(args):
         batches = iter(loader)
         for _ in range(len(loader)):
             x, y = note("batch from the loader", lambda batches=batches: next(batches))
-            x, y = note("two random views", lambda x=x, y=y: (random_views(x).flatten(0, 1), y.repeat_interleave(2)))
+            x, y = note(
+                "two random views",
+                lambda x=x, y=y: (random_views(x).flatten(0, 1), y.repeat_interleave(2)),
+            )
             z = note("forward", lambda x=x: model(x))
             loss = note("loss", lambda z=z, y=y: loss_function(z, y))
             note("backward", loss.backward)
-            for p, q in zip(model.parameters(), other.parameters(), strict=True): q.grad = p.grad.clone()
+            for p, q in zip(model.parameters(), other.parameters(), strict=True):
+                q.grad = p.grad.clone()
             for name, optimizer in optimizers.items():
                 note(f"step of {name}", optimizer.step)
                 note(f"zero_grad of {name}", optimizer.zero_grad)
-    medians = {name: 1000 * statistics.median(t[len(loader):]) for name, t in times.items()}
+    medians = {name: 1000 * statistics.median(t[len(loader) :]) for name, t in times.items()}
     total = sum(t for name, t in medians.items() if "fastai" not in name)
     print(f"{'part of a step':30} {'ms':>10} {'share':>8}")
-    for name, t in medians.items(): print(f"{name:30} {t:10.2f} {t / total:8.1%}{'   instead' if 'fastai' in name else ''}")
+    for name, t in medians.items():
+        print(f"{name:30} {t:10.2f} {t / total:8.1%}{'   instead' if 'fastai' in name else ''}")
     print(f"{'step with fused AdamW':30} {total:10.2f}")
-    print(f"data and augmentation: {(medians['batch from the loader'] + medians['two random views']) / total:.1%} of a step")
+    print(
+        f"data and augmentation: {(medians['batch from the loader'] + medians['two random views']) / total:.1%} of a step"
+    )
 
 
 # Options
+
 
 def stepper(args, channels_last=False, bf16=False, compiled=False):
     "A function that makes one training step on ready views and returns its seconds"
@@ -277,15 +349,21 @@ def stepper(args, channels_last=False, bf16=False, compiled=False):
     x = torch.randn(2 * BATCH, 1, args.size, args.size, device=device)
     y = torch.randint(2, (BATCH,), device=device).repeat_interleave(2)
     encoder = small_encoder() if args.encoder == "small" else resnet_encoder(18, channels=1)
-    encoder = encoder.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    encoder = encoder.to(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
     model = nn.Sequential(encoder, projection_head(encoder_width(encoder, x[:2].cpu()))).to(device)
     optimizer, loss_function = adamw(model.parameters()), AFCL()
-    if compiled: model.compile()
+    if compiled:
+        model.compile()
+
     def step():
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16): z = model(x)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            z = model(x)
         loss_function(z, y).backward()
         optimizer.step()
         optimizer.zero_grad()
+
     return lambda: seconds(step)
 
 
@@ -294,22 +372,37 @@ def allocator(args):
     found = {"as glibc has it": [], "--keep-memory": []}
     for _ in range(args.rounds):
         for name, lines in found.items():
-            command = [sys.executable, __file__, "step", "--encoder", args.encoder, "--size", str(args.size)]
-            command += args.channels_last * ["--channels-last"] + ("keep" in name) * ["--keep-memory"]
+            command = [
+                sys.executable,
+                __file__,
+                "step",
+                "--encoder",
+                args.encoder,
+                "--size",
+                str(args.size),
+            ]
+            command += args.channels_last * ["--channels-last"] + ("keep" in name) * [
+                "--keep-memory"
+            ]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             lines.append([float(v) for v in output.splitlines()[-1].split()])
     base = [line[0] for line in found["as glibc has it"]]
-    print(f"{'training step, ms':20} {'median':>10} {'quartiles':>20}   {'glibc / it':>10} {'quartiles':>20} "
-          f"{'page faults':>12} {'peak MiB':>10}")
+    print(
+        f"{'training step, ms':20} {'median':>10} {'quartiles':>20}   {'glibc / it':>10} {'quartiles':>20} "
+        f"{'page faults':>12} {'peak MiB':>10}"
+    )
     for name, lines in found.items():
         step, faults, peak = zip(*lines, strict=True)
-        print(f"{name:20} {spread(step, 1)}   {ratios(base, step)} {statistics.median(faults):12,.0f} {statistics.median(peak):10,.0f}")
+        print(
+            f"{name:20} {spread(step, 1)}   {ratios(base, step)} {statistics.median(faults):12,.0f} {statistics.median(peak):10,.0f}"
+        )
 
 
 def step(args, n=20):
     "For `allocator`: median milliseconds and page faults of a step, peak MiB of the process"
     job = stepper(args, args.channels_last)
-    for _ in range(3): job()
+    for _ in range(3):
+        job()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     times = [job() for _ in range(n)]
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -319,35 +412,53 @@ def step(args, n=20):
 def options(args):
     "Training steps of the network with ready views, one option each, in turns"
     names = ["plain", "channels-last"] + args.bf16 * ["bf16", "bf16 + channels-last"]
-    names += (not args.no_compile) * ["compiled + channels-last"]  # one: a second compilation in a process is quicker than the first
-    steps = {name: stepper(args, "channels-last" in name, "bf16" in name, "compiled" in name) for name in names}
+    names += (not args.no_compile) * [
+        "compiled + channels-last"
+    ]  # one: a second compilation in a process is quicker than the first
+    steps = {
+        name: stepper(args, "channels-last" in name, "bf16" in name, "compiled" in name)
+        for name in names
+    }
     first = {name: sum(step() for _ in range(3)) for name, step in steps.items()}
     times = in_turns(steps, args.rounds)
     eager = min(names[:2], key=lambda name: statistics.median(times[name]))
-    print(f"{'training step, ms':28} {'median':>10} {'quartiles':>20}   {'plain / it':>10} {'quartiles':>20} "
-          f"{'compilation, s':>14} {'steps to pay for it':>20}")
+    print(
+        f"{'training step, ms':28} {'median':>10} {'quartiles':>20}   {'plain / it':>10} {'quartiles':>20} "
+        f"{'compilation, s':>14} {'steps to pay for it':>20}"
+    )
     for name, t in times.items():
         line = f"{name:28} {spread([1000 * s for s in t], 1)}   {ratios(times['plain'], t)}"
         if "compiled" in name:
-            cost, gain = first[name] - 3 * statistics.median(t), statistics.median(times[eager]) - statistics.median(t)
+            cost, gain = (
+                first[name] - 3 * statistics.median(t),
+                statistics.median(times[eager]) - statistics.median(t),
+            )
             line += f" {cost:14.1f} {f'{cost / gain:,.0f}' if gain > 0 else 'never':>20}"
         print(line)
-    if not args.no_compile: print(f"steps that pay are counted against {eager}; the shapes of validation would be compiled on top")
+    if not args.no_compile:
+        print(
+            f"steps that pay are counted against {eager}; the shapes of validation would be compiled on top"
+        )
 
 
 # Stage 2
 
+
 class Frozen(nn.Module):
     "A head on an encoder that stays in evaluation mode and gets no gradient"
+
     def __init__(self, encoder, head):
         super().__init__()
         self.encoder, self.head = encoder.requires_grad_(False).eval(), head
+
     def train(self, mode=True):
         super().train(mode)
         self.encoder.eval()
         return self
+
     def forward(self, x):
-        with torch.no_grad(): features = self.encoder(x)
+        with torch.no_grad():
+            features = self.encoder(x)
         return self.head(features)
 
 
@@ -383,7 +494,10 @@ def stage2(args, epochs=10, lr=1e-2):
         set_seed(seed)
         learn = TwoStageLearner(data.dls(BATCH), make_encoder(args), AFCL())
         quiet(learn.contrastive).fit(1 if args.encoder == "resnet18" else 3, 1e-3)
-        def loaders(data=data): return data.loader("train", BATCH, shuffle=True), data.loader("valid", BATCH)
+
+        def loaders(data=data):
+            return data.loader("train", BATCH, shuffle=True), data.loader("valid", BATCH)
+
         cached_parts = []
 
         def cached(learn=learn, cached_parts=cached_parts):
@@ -394,28 +508,43 @@ def stage2(args, epochs=10, lr=1e-2):
         def every_epoch(learn=learn, loaders=loaders):
             dls = DataLoaders(*loaders(), device=default_device())
             model = Frozen(learn.encoder, classification_head(learn.width, 2))
-            other = Learner(dls, model, loss_func=F.cross_entropy, opt_func=learn.opt_func, metrics=[UnweightedAccuracy(), RocAuc()])
+            other = Learner(
+                dls,
+                model,
+                loss_func=F.cross_entropy,
+                opt_func=learn.opt_func,
+                metrics=[UnweightedAccuracy(), RocAuc()],
+            )
             quiet(other).fit_one_cycle(epochs, lr)
             return model.head
 
-        def bare(learn=learn, loaders=loaders): return bare_frozen(learn.encoder, learn.width, *loaders(), epochs, lr).head
+        def bare(learn=learn, loaders=loaders):
+            return bare_frozen(learn.encoder, learn.width, *loaders(), epochs, lr).head
 
-        jobs = {"cached features": cached, "frozen encoder every epoch, fastai": every_epoch, "frozen encoder every epoch, bare loop": bare}
+        jobs = {
+            "cached features": cached,
+            "frozen encoder every epoch, fastai": every_epoch,
+            "frozen encoder every epoch, bare loop": bare,
+        }
         x, y = learn.features("test")  # also warms up
         for name, job in jobs.items():
             set_seed(seed)
             heads = []
             took = seconds(lambda job=job, heads=heads: heads.append(job()))
-            with torch.no_grad(): p = heads[0].to(x.device)(x).softmax(1)
+            with torch.no_grad():
+                p = heads[0].to(x.device)(x).softmax(1)
             scores = evaluate_predictions(p.cpu(), y.cpu(), data.classes)
             results.setdefault(name, []).append((took, scores))
-            if name == "cached features": results.setdefault("of which features", []).append((cached_parts[-1], None))
+            if name == "cached features":
+                results.setdefault("of which features", []).append((cached_parts[-1], None))
     report(results, "cached features")
 
 
 def report(results, base):
     "Seconds, ratios and accuracy of the rivals"
-    print(f"{'':40} {'seconds':>10} {'quartiles':>20} {'ratio':>10} {'quartiles':>20}  {'UWA':>14} {'AUC':>14}")
+    print(
+        f"{'':40} {'seconds':>10} {'quartiles':>20} {'ratio':>10} {'quartiles':>20}  {'UWA':>14} {'AUC':>14}"
+    )
     for name, runs in results.items():
         times = [t for t, _ in runs]
         line = f"{name:40} {spread(times, 2)} {ratios(times, [t for t, _ in results[base]])}"
@@ -428,20 +557,33 @@ def report(results, base):
 
 # The whole run
 
+
 class Pictures(torch.utils.data.Dataset):
     "PIL images and labels of a split, each image transformed when it is asked for"
+
     def __init__(self, data, split, transform):
         chosen = data.splits[split]
-        self.pictures, self.labels = [Image.fromarray(image[0].numpy()) for image in data.images[chosen]], data.labels[chosen].tolist()
+        self.pictures, self.labels = (
+            [Image.fromarray(image[0].numpy()) for image in data.images[chosen]],
+            data.labels[chosen].tolist(),
+        )
         self.transform = transform
-    def __len__(self): return len(self.labels)
-    def __getitem__(self, i): return self.transform(self.pictures[i]), self.labels[i]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.transform(self.pictures[i]), self.labels[i]
 
 
 class TwoCropTransform:
     "Two views of one picture"
-    def __init__(self, transform): self.transform = transform
-    def __call__(self, picture): return torch.stack([self.transform(picture), self.transform(picture)])
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __call__(self, picture):
+        return torch.stack([self.transform(picture), self.transform(picture)])
 
 
 def usual_recipe(data, settings, seed, args, workers):
@@ -449,40 +591,81 @@ def usual_recipe(data, settings, seed, args, workers):
     set_seed(seed)
     mean, std = (s.tolist() for s in data.channel_stats())
     end = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    augment = transforms.Compose([
-        transforms.RandomResizedCrop(data.images.shape[-1], scale=(0.5, 1), ratio=(3/4, 4/3)), transforms.RandomHorizontalFlip(),
-        transforms.RandomRotation(10, transforms.InterpolationMode.BILINEAR), transforms.ColorJitter(0.2 * std[0], 0.2), *end])
-    make = partial(torch.utils.data.DataLoader, batch_size=settings.batch_size, num_workers=workers, persistent_workers=workers > 0)
+    augment = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                data.images.shape[-1], scale=(0.5, 1), ratio=(3 / 4, 4 / 3)
+            ),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomRotation(10, transforms.InterpolationMode.BILINEAR),
+            transforms.ColorJitter(0.2 * std[0], 0.2),
+            *end,
+        ]
+    )
+    make = partial(
+        torch.utils.data.DataLoader,
+        batch_size=settings.batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
     plain = transforms.Compose(end)
     views = make(Pictures(data, "train", TwoCropTransform(augment)), shuffle=True, drop_last=True)
-    train, valid = make(Pictures(data, "train", plain), shuffle=True), make(Pictures(data, "valid", plain))
+    train, valid = (
+        make(Pictures(data, "train", plain), shuffle=True),
+        make(Pictures(data, "valid", plain)),
+    )
     device = torch.device(default_device())
     model = bare_model(args, data, device)
     optimizer = adamw(model.parameters())
     schedule = one_cycle(optimizer, settings.lr, settings.epochs * len(views))
     for _ in range(settings.epochs):
-        bare_epoch(model, optimizer, contrastive_loss(args.method, settings), on(views, device), lambda v: v, schedule)
+        bare_epoch(
+            model,
+            optimizer,
+            contrastive_loss(args.method, settings),
+            on(views, device),
+            lambda v: v,
+            schedule,
+        )
     width = model[1][0].in_features
-    return bare_frozen(model[0], width, Moved(train, device), Moved(valid, device), settings.classifier_epochs, settings.classifier_lr)
+    return bare_frozen(
+        model[0],
+        width,
+        Moved(train, device),
+        Moved(valid, device),
+        settings.classifier_epochs,
+        settings.classifier_lr,
+    )
 
 
 def on(loader, device):
     "Batches of a loader on the device"
-    for x, y in loader: yield x.to(device), y.to(device)
+    for x, y in loader:
+        yield x.to(device), y.to(device)
 
 
 class Moved:
     "A loader whose batches are on the device"
-    def __init__(self, loader, device): self.loader, self.device = loader, device
-    def __len__(self): return len(self.loader)
-    def __iter__(self): return on(self.loader, self.device)
+
+    def __init__(self, loader, device):
+        self.loader, self.device = loader, device
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return on(self.loader, self.device)
 
 
 def whole(args):
     "`run_method` and the usual recipe, seed by seed"
-    given = {name: getattr(args, name) for name in ("epochs", "classifier_epochs") if getattr(args, name)}
+    given = {
+        name: getattr(args, name) for name in ("epochs", "classifier_epochs") if getattr(args, name)
+    }
     settings, results = Settings(encoder=args.encoder, **given), {}
-    print(f"{args.method}, {settings.epochs} epochs of stage 1, {settings.classifier_epochs} of stage 2")
+    print(
+        f"{args.method}, {settings.epochs} epochs of stage 1, {settings.classifier_epochs} of stage 2"
+    )
     for seed in range(-1, args.rounds):
         data = make_data(args, seed=max(seed, 0))
         now = settings if seed >= 0 else replace(settings, epochs=1, classifier_epochs=1)
@@ -493,35 +676,77 @@ def whole(args):
             start = time.perf_counter()
             model = usual_recipe(data, now, max(seed, 0), args, workers)
             took = time.perf_counter() - start
-            runs[f"usual recipe, {workers} workers"] = took, frozen_validation(model, data.loader("test", BATCH))
+            runs[f"usual recipe, {workers} workers"] = (
+                took,
+                frozen_validation(model, data.loader("test", BATCH)),
+            )
         if seed >= 0:
-            for name, result in runs.items(): results.setdefault(name, []).append(result)
+            for name, result in runs.items():
+                results.setdefault(name, []).append(result)
     report(results, "asymcl, both stages")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = dict(stage1=stage1, parts=parts, options=options, allocator=allocator, step=step, stage2=stage2, whole=whole)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sections = dict(
+        stage1=stage1,
+        parts=parts,
+        options=options,
+        allocator=allocator,
+        step=step,
+        stage2=stage2,
+        whole=whole,
+    )
     parser.add_argument("section", choices=sections)
     parser.add_argument("--encoder", choices=["small", "resnet18"], default="small")
     parser.add_argument("--size", type=int, default=28, help="side of the images in pixels")
-    parser.add_argument("--batches", type=int, help="batches of an epoch in stage1 and parts; default: all 13 of the sample")
-    parser.add_argument("--rounds", type=int, default=15, help="epochs, steps or seeds of each rival")
-    parser.add_argument("--channels-last", action="store_true", help="encoders of all rivals in channels-last memory")
-    parser.add_argument("--keep-memory", action="store_true", help="glibc keeps freed memory, for all rivals")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        help="batches of an epoch in stage1 and parts; default: all 13 of the sample",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="epochs, steps or seeds of each rival"
+    )
+    parser.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="encoders of all rivals in channels-last memory",
+    )
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="glibc keeps freed memory, for all rivals"
+    )
     parser.add_argument("--bf16", action="store_true", help="options: bfloat16 too")
     parser.add_argument("--no-compile", action="store_true", help="options: without torch.compile")
     parser.add_argument("--method", default="AFCL", help="whole: the contrastive loss")
-    parser.add_argument("--epochs", type=int, help="whole: of stage 1; default: as the first command has it")
-    parser.add_argument("--classifier-epochs", type=int, help="whole: of stage 2; default: as the first command has it")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="whole: of the usual recipe's DataLoader")
+    parser.add_argument(
+        "--epochs", type=int, help="whole: of stage 1; default: as the first command has it"
+    )
+    parser.add_argument(
+        "--classifier-epochs",
+        type=int,
+        help="whole: of stage 2; default: as the first command has it",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[0, 2],
+        help="whole: of the usual recipe's DataLoader",
+    )
     args = parser.parse_args()
-    if args.section == "whole" and args.channels_last: parser.error("whole trains the encoder as the package makes it")
-    if args.keep_memory: keep_memory()
-    print(f"{args.section}: {args.encoder}, {args.size}x{args.size}, batch {BATCH}"
-          f"{', channels-last' * args.channels_last}{', memory kept' * args.keep_memory}, {args.rounds} rounds; "
-          f"torch {torch.__version__}, {default_device()}, {torch.get_num_threads()} threads, "
-          f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}\n")
+    if args.section == "whole" and args.channels_last:
+        parser.error("whole trains the encoder as the package makes it")
+    if args.keep_memory:
+        keep_memory()
+    print(
+        f"{args.section}: {args.encoder}, {args.size}x{args.size}, batch {BATCH}"
+        f"{', channels-last' * args.channels_last}{', memory kept' * args.keep_memory}, {args.rounds} rounds; "
+        f"torch {torch.__version__}, {default_device()}, {torch.get_num_threads()} threads, "
+        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}\n"
+    )
     sections[args.section](args)
 
 

@@ -1,4 +1,5 @@
 """The installed commands, as a user types them, in processes of their own."""
+
 import csv
 import json
 import re
@@ -18,7 +19,9 @@ QUICK = ["--train-total", "200", "--epochs", "1", "--classifier-epochs", "2", "-
 
 def run(*arguments, cwd):
     "Run asymcl-compare and return the finished process"
-    return subprocess.run([SCRIPTS / "asymcl-compare", *arguments], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [SCRIPTS / "asymcl-compare", *arguments], cwd=cwd, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +34,40 @@ def first_run(tmp_path_factory):
 def test_first_command_prints_a_table(first_run):
     done, _ = first_run
     assert done.returncode == 0, done.stderr
-    table = [line.split() for line in done.stdout.splitlines() if re.match(r"(method|CE|CL|FCL|ACL|AFCL) ", line)]
+    table = [
+        line.split()
+        for line in done.stdout.splitlines()
+        if re.match(r"(method|CE|CL|FCL|ACL|AFCL) ", line)
+    ]
     assert [row[0] for row in table] == ["method", "CE", "CL", "FCL", "ACL", "AFCL"]
-    for name in ("WA", "UWA", "ROC", "recall", "seconds"): assert name in table[0]
+    for name in ("WA", "UWA", "ROC", "recall", "seconds"):
+        assert name in table[0]
 
 
 def test_first_command_leaves_a_folder_of_results(first_run):
     done, where = first_run
-    folder, = (where / "runs").iterdir()
+    (folder,) = (where / "runs").iterdir()
     names = {p.name for p in folder.iterdir()}
-    assert {"results.csv", "results.json", "report.html", "class_counts.png", "curves.png", "embedding_maps.png",
-            "confusion.png", "comparison.png"} <= names
+    assert {
+        "results.csv",
+        "results.json",
+        "report.html",
+        "class_counts.png",
+        "curves.png",
+        "embedding_maps.png",
+        "confusion.png",
+        "comparison.png",
+    } <= names
     assert str(folder.relative_to(where) / "report.html") in done.stdout
     rows = list(csv.DictReader((folder / "results.csv").open()))
-    assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for s in "01" for m in ("CE", "CL", "FCL", "ACL", "AFCL")]
-    assert all(0 <= float(r[k]) <= 1 for r in rows for k in ("weighted_accuracy", "unweighted_accuracy", "roc_auc"))
+    assert [(r["method"], r["seed"]) for r in rows] == [
+        (m, s) for s in "01" for m in ("CE", "CL", "FCL", "ACL", "AFCL")
+    ]
+    assert all(
+        0 <= float(r[k]) <= 1
+        for r in rows
+        for k in ("weighted_accuracy", "unweighted_accuracy", "roc_auc")
+    )
     content = json.loads((folder / "results.json").read_text())
     assert content["settings"]["train_total"] == 200 and content["settings"]["seeds"] == [0, 1]
     assert content["train_counts"] == [180, 20] and content["versions"]["torch"]
@@ -64,21 +86,35 @@ def test_same_seed_gives_the_same_numbers_in_two_processes(first_run, tmp_path):
     _, where = first_run
     again = run(*QUICK, "--methods", "AFCL", "--seeds", "1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    one, = csv.DictReader(next(tmp_path.rglob("results.csv")).open())
-    first = next(r for r in csv.DictReader(next(where.rglob("results.csv")).open()) if (r["method"], r["seed"]) == ("AFCL", "0"))
-    assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
+    (one,) = csv.DictReader(next(tmp_path.rglob("results.csv")).open())
+    first = next(
+        r
+        for r in csv.DictReader(next(where.rglob("results.csv")).open())
+        if (r["method"], r["seed"]) == ("AFCL", "0")
+    )
+    assert {k: v for k, v in one.items() if k != "seconds"} == {
+        k: v for k, v in first.items() if k != "seconds"
+    }
 
 
-@pytest.mark.parametrize("name, least", [("asymcl-compare", 20), ("asymcl-tune", 20), ("asymcl-predict", 6)])
+@pytest.mark.parametrize(
+    "name, least", [("asymcl-compare", 20), ("asymcl-tune", 20), ("asymcl-predict", 6)]
+)
 def test_help_explains_every_option(name, least, tmp_path):
     done = subprocess.run([SCRIPTS / name, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
     entries = re.split(r"\n  (?=-)", done.stdout.split("options:")[1])[1:]
     assert len(entries) > least
-    for entry in entries: assert len(entry.split(maxsplit=2)) == 3, f"no explanation: {entry}"
+    for entry in entries:
+        assert len(entry.split(maxsplit=2)) == 3, f"no explanation: {entry}"
 
 
-BAD = [["--no-such-option"], ["--proportions", "90:0"], ["--source", "nowhere"], ["--classes", "Shirt,Hat"]]
+BAD = [
+    ["--no-such-option"],
+    ["--proportions", "90:0"],
+    ["--source", "nowhere"],
+    ["--classes", "Shirt,Hat"],
+]
 
 
 @pytest.mark.parametrize("arguments", BAD)
@@ -117,25 +153,43 @@ def model_folder(tmp_path_factory):
 
 def heed_signals():
     "A process started by another that ignores signals, as nohup and a shell's background do, would ignore them too"
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no signals that a process can answer")
+@pytest.mark.skipif(
+    not hasattr(signal, "SIGKILL"), reason="this system has no signals that a process can answer"
+)
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_predict_answers_two_signals_with_a_line_and_the_rows_so_far(model_folder, name, code):
     rows = model_folder / f"{name}.csv"
-    command = [SCRIPTS / "asymcl-predict", "model", *["images"] * 200, "--out", rows, "--embeddings", model_folder / f"{name}.npy"]
-    process = subprocess.Popen(command, cwd=model_folder, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals)
+    command = [
+        SCRIPTS / "asymcl-predict",
+        "model",
+        *["images"] * 200,
+        "--out",
+        rows,
+        "--embeddings",
+        model_folder / f"{name}.npy",
+    ]
+    process = subprocess.Popen(
+        command, cwd=model_folder, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    )
     while not rows.exists():
         assert process.poll() is None
-        time.sleep(.01)
+        time.sleep(0.01)
     time.sleep(1)
     for _ in range(2):
         process.send_signal(getattr(signal, name))
-        time.sleep(.005)
+        time.sleep(0.005)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == code
     done = int(re.search(r"stopped after (\d+) files", said)[1])
     assert 0 <= done < 20_000 and said.count("\n") == 1
     assert rows.exists() == bool(done) == (f"the rows of {done} files are in {rows}" in said)
-    if done: assert len(list(csv.DictReader(rows.open()))) == done == len(np.load(model_folder / f"{name}.npy"))
+    if done:
+        assert (
+            len(list(csv.DictReader(rows.open())))
+            == done
+            == len(np.load(model_folder / f"{name}.npy"))
+        )

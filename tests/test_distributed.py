@@ -1,4 +1,5 @@
 """Several processes against one: losses and gradients, shared batches, a whole training, the command; and what happens when one is lost."""
+
 import csv
 import json
 import os
@@ -13,17 +14,35 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, one_hot
 
-from asymcl.distributed import DistributedLoss, DistributedMean, gather_rows, join_ranks, leave_ranks
+from asymcl.distributed import (
+    DistributedLoss,
+    DistributedMean,
+    gather_rows,
+    join_ranks,
+    leave_ranks,
+)
 from asymcl.losses import ACL, AFCL, CL, FCL
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+} | {"OMP_NUM_THREADS": "1"}
 GUARD = 120  # seconds after which a process is taken to hang
 
 
 def torchrun(ranks, *arguments, cwd):
     "The finished `torchrun` of a script, or of -m and a module, with its arguments"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=GUARD)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=GUARD
+    )
 
 
 def write(folder, name, code):
@@ -34,8 +53,13 @@ def write(folder, name, code):
 
 # Losses: ranks that stay, and do one example after another
 
-LOSSES = {"CL": CL(), "FCL": FCL(gamma=0.5), "ACL": ACL(eta=30., averaging="batch"), "AFCL": AFCL(eta=10., reduction="sum"),
-          "batch sum": AFCL(averaging="batch", reduction="sum")}
+LOSSES = {
+    "CL": CL(),
+    "FCL": FCL(gamma=0.5),
+    "ACL": ACL(eta=30.0, averaging="batch"),
+    "AFCL": AFCL(eta=10.0, reduction="sum"),
+    "batch sum": AFCL(averaging="batch", reduction="sum"),
+}
 
 
 def linear():
@@ -63,56 +87,86 @@ def gather(rank, shapes):
 
 def work(rank, world, port, pipe):
     "Do jobs as they come; an error is an answer too"
-    os.environ |= dict(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    os.environ |= dict(
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     join_ranks(timeout=60)
     while job := pipe.recv():
-        try: pipe.send(job[0](rank, *job[1:]))
-        except Exception as e: pipe.send(e)
+        try:
+            pipe.send(job[0](rank, *job[1:]))
+        except Exception as e:
+            pipe.send(e)
     leave_ranks()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request):
     "Number of ranks, and a function that has all of them do a job and gives their answers"
-    context, store = mp.get_context("spawn"), torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    context, store = (
+        mp.get_context("spawn"),
+        torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False),
+    )
     port, pipes = store.port, [context.Pipe() for _ in range(request.param)]
     del store  # only to find a free port
-    processes = [context.Process(target=work, args=(r, request.param, port, pipes[r][1]), daemon=True) for r in range(request.param)]
-    for p in processes: p.start()
+    processes = [
+        context.Process(target=work, args=(r, request.param, port, pipes[r][1]), daemon=True)
+        for r in range(request.param)
+    ]
+    for p in processes:
+        p.start()
 
     def ask(*job):
-        for here, _ in pipes: here.send(job)
-        for here, _ in pipes: assert here.poll(GUARD), "a rank does not answer"
+        for here, _ in pipes:
+            here.send(job)
+        for here, _ in pipes:
+            assert here.poll(GUARD), "a rank does not answer"
         return [here.recv() for here, _ in pipes]
+
     yield request.param, ask
-    for here, _ in pipes: here.send(None)
-    for p in processes: p.join(10)
-    for p in processes: p.kill()
+    for here, _ in pipes:
+        here.send(None)
+    for p in processes:
+        p.join(10)
+    for p in processes:
+        p.kill()
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_share_of_the_images_gives_the_loss_and_gradients_of_one_process(ranks, data):
     world, ask = ranks
-    sizes = data.draw(st.lists(st.integers(0, 5), min_size=world, max_size=world).filter(lambda s: sum(s) > 1))
+    sizes = data.draw(
+        st.lists(st.integers(0, 5), min_size=world, max_size=world).filter(lambda s: sum(s) > 1)
+    )
     loss = LOSSES[data.draw(st.sampled_from(sorted(LOSSES)))]
     views = data.draw(st.sampled_from([(), (2,)]))
-    labels = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=sum(sizes), max_size=sum(sizes))))
-    if data.draw(st.booleans()): labels = 0.7*one_hot(labels, 3) + 0.1
+    labels = torch.tensor(
+        data.draw(st.lists(st.integers(0, 2), min_size=sum(sizes), max_size=sum(sizes)))
+    )
+    if data.draw(st.booleans()):
+        labels = 0.7 * one_hot(labels, 3) + 0.1
     x = torch.randn(sum(sizes), *views, 5, generator=torch.Generator().manual_seed(sum(sizes)))
     expected, gradients = value_and_gradients(linear(), loss, x, labels)
     answers = ask(compute, DistributedLoss(loss), x, labels, sizes)
     scale = max(g.norm() for g in gradients)
     for value, own in answers:
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
-        for a, b in zip(own, gradients, strict=True): assert (a - b).norm() <= 2e-5*scale + 1e-6
+        for a, b in zip(own, gradients, strict=True):
+            assert (a - b).norm() <= 2e-5 * scale + 1e-6
 
 
 def test_mean_losses_weigh_images_and_not_ranks(ranks):
     world, ask = ranks
     sizes = [5, 2, 0, 1][:world]
-    x, y = torch.randn(sum(sizes), 5, generator=torch.Generator().manual_seed(1)), torch.arange(sum(sizes)) % 3
+    x, y = (
+        torch.randn(sum(sizes), 5, generator=torch.Generator().manual_seed(1)),
+        torch.arange(sum(sizes)) % 3,
+    )
     expected, gradients = value_and_gradients(linear(), cross_entropy, x, y)
     for value, own in ask(compute, DistributedMean(cross_entropy), x, y, sizes):
         assert value == pytest.approx(expected, rel=1e-6)
@@ -122,17 +176,28 @@ def test_mean_losses_weigh_images_and_not_ranks(ranks):
 def test_rows_come_in_the_order_of_the_ranks(ranks):
     world, ask = ranks
     for parts in ask(gather, [(r, 2) for r in range(world)]):
-        assert [p.tolist() for p in parts] == [[[r, r]]*r for r in range(world)]
+        assert [p.tolist() for p in parts] == [[[r, r]] * r for r in range(world)]
 
 
 def test_what_cannot_work_across_ranks_is_refused_on_all_of_them(ranks):
     world, ask = ranks
-    x, y = torch.randn(2*world, 5), torch.zeros(2*world, dtype=torch.long)
-    refused = [(ValueError, "one shape", ask(gather, [(1, 2 + r) for r in range(world)])),
-               (ValueError, "mean or sum, got 'none'", ask(compute, DistributedLoss(CL(reduction="none")), x, y, [2]*world)),
-               (TypeError, "must be one of asymcl.losses", ask(compute, DistributedLoss(torch.nn.CrossEntropyLoss()), x, y, [2]*world))]
+    x, y = torch.randn(2 * world, 5), torch.zeros(2 * world, dtype=torch.long)
+    refused = [
+        (ValueError, "one shape", ask(gather, [(1, 2 + r) for r in range(world)])),
+        (
+            ValueError,
+            "mean or sum, got 'none'",
+            ask(compute, DistributedLoss(CL(reduction="none")), x, y, [2] * world),
+        ),
+        (
+            TypeError,
+            "must be one of asymcl.losses",
+            ask(compute, DistributedLoss(torch.nn.CrossEntropyLoss()), x, y, [2] * world),
+        ),
+    ]
     for error, message, answers in refused:
-        for answer in answers: assert isinstance(answer, error) and message in str(answer)
+        for answer in answers:
+            assert isinstance(answer, error) and message in str(answer)
 
 
 # A whole training, the same script with one process and with two
@@ -191,7 +256,14 @@ def trained(tmp_path_factory):
     "Results of the training by one process and by two"
     folder = tmp_path_factory.mktemp("training")
     script = write(folder, "train.py", TRAINING)
-    alone = subprocess.run([sys.executable, script, "1.json"], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=GUARD)
+    alone = subprocess.run(
+        [sys.executable, script, "1.json"],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=GUARD,
+    )
     both = torchrun(2, script, "2.json", cwd=folder)
     assert alone.returncode == both.returncode == 0, alone.stderr + both.stderr
     return [json.loads((folder / f"{n}.json").read_text()) for n in (1, 2)]
@@ -201,9 +273,12 @@ def trained(tmp_path_factory):
 def test_training_on_two_ranks_is_that_of_one_process(trained, kind):
     alone, both = (results[kind] for results in trained)
     tolerance = 1e-4 if kind != "half" else 3e-2
-    for a, b in zip(both["weights"], alone["weights"], strict=True): assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
-    for a, b in zip(both["curve"], alone["curve"], strict=True): assert a == pytest.approx(b, rel=tolerance)
-    if kind != "half": assert both["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
+    for a, b in zip(both["weights"], alone["weights"], strict=True):
+        assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
+    for a, b in zip(both["curve"], alone["curve"], strict=True):
+        assert a == pytest.approx(b, rel=tolerance)
+    if kind != "half":
+        assert both["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
 
 
 def test_training_leaves_the_learner_as_it_was(trained):
@@ -215,21 +290,26 @@ def test_training_leaves_the_learner_as_it_was(trained):
 
 def test_gradient_cache_changes_nothing_but_memory(trained):
     for results in trained:
-        for a, b in zip(results["cached"]["weights"], results["whole"]["weights"], strict=True): assert a == pytest.approx(b, abs=1e-5)
+        for a, b in zip(results["cached"]["weights"], results["whole"]["weights"], strict=True):
+            assert a == pytest.approx(b, abs=1e-5)
 
 
 def test_shared_batches_are_those_of_one_loader(trained):
     alone, both = (results["batches"] for results in trained)
     for epochs in (alone, both):
-        assert [[len(b) for b in batches] for batches in epochs] == [[5, 5, 5, 5, 3]]*2
-        assert all(sorted(sum(batches, [])) == list(range(23)) for batches in epochs) and epochs[0] != epochs[1]
+        assert [[len(b) for b in batches] for batches in epochs] == [[5, 5, 5, 5, 3]] * 2
+        assert (
+            all(sorted(sum(batches, [])) == list(range(23)) for batches in epochs)
+            and epochs[0] != epochs[1]
+        )
     assert both[0] == alone[0]
 
 
 def test_sampled_batches_have_every_class_on_two_ranks_as_on_one(trained):
     alone, both = (results["sampled"] for results in trained)
     for epochs in (alone, both):
-        for batch in sum(epochs, []): assert len(batch) == 5 and len({i for i in batch if i >= 20}) >= 2
+        for batch in sum(epochs, []):
+            assert len(batch) == 5 and len({i for i in batch if i >= 20}) >= 2
     assert both[0] == alone[0] and len(both[0]) == 4
 
 
@@ -257,19 +337,40 @@ def test_a_lost_rank_ends_the_run_with_an_error(how, tmp_path):
 
 # The command
 
-QUICK = ["--train-total", "200", "--epochs", "1", "--classifier-epochs", "2", "--batch-size", "50", "--device", "cpu", "--seeds", "1"]
+QUICK = [
+    "--train-total",
+    "200",
+    "--epochs",
+    "1",
+    "--classifier-epochs",
+    "2",
+    "--batch-size",
+    "50",
+    "--device",
+    "cpu",
+    "--seeds",
+    "1",
+]
 
 
 def test_command_on_two_ranks_writes_the_usual_report_once(tmp_path):
-    done = torchrun(2, "-m", "asymcl.cli", *QUICK, "--methods", "CE,AFCL", "--name", "two", cwd=tmp_path)
+    done = torchrun(
+        2, "-m", "asymcl.cli", *QUICK, "--methods", "CE,AFCL", "--name", "two", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1 and done.stdout.count("\nmethod ") == 1
     folder = tmp_path / "runs" / "two"
     assert [p.name for p in folder.parent.iterdir()] == ["two"]
-    assert {"results.csv", "results.json", "report.html", "curves.png", "confusion.png"} <= {p.name for p in folder.iterdir()}
+    assert {"results.csv", "results.json", "report.html", "curves.png", "confusion.png"} <= {
+        p.name for p in folder.iterdir()
+    }
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert [(r["method"], r["seed"]) for r in rows] == [("CE", "0"), ("AFCL", "0")]
-    assert all(0 <= float(r[k]) <= 1 for r in rows for k in ("weighted_accuracy", "unweighted_accuracy", "roc_auc"))
+    assert all(
+        0 <= float(r[k]) <= 1
+        for r in rows
+        for k in ("weighted_accuracy", "unweighted_accuracy", "roc_auc")
+    )
     content = json.loads((folder / "results.json").read_text())
     assert content["settings"]["batch_size"] == 50 and content["test_counts"] == [1000, 1000]
 
@@ -290,7 +391,16 @@ FAILING = """
 
 
 def test_command_that_loses_a_rank_reports_the_runs_that_were_done(tmp_path):
-    done = torchrun(2, write(tmp_path, "failing.py", FAILING), *QUICK, "--methods", "CL,ACL", "--name", "lost", cwd=tmp_path)
+    done = torchrun(
+        2,
+        write(tmp_path, "failing.py", FAILING),
+        *QUICK,
+        "--methods",
+        "CL,ACL",
+        "--name",
+        "lost",
+        cwd=tmp_path,
+    )
     assert done.returncode != 0 and "asymcl-compare, process 1: error: device lost" in done.stderr
     assert (tmp_path / "runs" / "lost" / "report.html").exists()
     rows = list(csv.DictReader((tmp_path / "runs" / "lost" / "results.csv").open()))
@@ -298,10 +408,16 @@ def test_command_that_loses_a_rank_reports_the_runs_that_were_done(tmp_path):
 
 
 def test_only_the_first_process_speaks_of_a_bad_option(monkeypatch, capsys):
-    from asymcl.cli import compare_command  # here, for ranks import this file and have no use for it
+    from asymcl.cli import (
+        compare_command,
+    )  # here, for ranks import this file and have no use for it
+
     messages = []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as refused: compare_command(["--proportions", "90:0"])
-        messages.append((refused.value.code, capsys.readouterr().err.count("asymcl-compare: error: ")))
+        with pytest.raises(SystemExit) as refused:
+            compare_command(["--proportions", "90:0"])
+        messages.append(
+            (refused.value.code, capsys.readouterr().err.count("asymcl-compare: error: "))
+        )
     assert messages == [(2, 1), (2, 0)]

@@ -33,9 +33,31 @@ from asymcl.datasets import fashion_mnist, read_idx
 from asymcl.fused import fused_losses
 from asymcl.checkpoint import read_state, write_state
 from asymcl.image_files import ImageFile, decode, load_images, read_file, zip_members
-from asymcl.inference import Gallery, TrainedModel, fit_temperature, load_model, threshold_for_recall
-from asymcl.losses import ACL, AFCL, CL, FCL, _all_weights, _anchor_losses, _unit, asymmetric_focal_contrastive_loss
-from asymcl.own_images import from_arrays, from_csv, from_dataframe, from_npz, image_folder, read_table
+from asymcl.inference import (
+    Gallery,
+    TrainedModel,
+    fit_temperature,
+    load_model,
+    threshold_for_recall,
+)
+from asymcl.losses import (
+    ACL,
+    AFCL,
+    CL,
+    FCL,
+    _all_weights,
+    _anchor_losses,
+    _unit,
+    asymmetric_focal_contrastive_loss,
+)
+from asymcl.own_images import (
+    from_arrays,
+    from_csv,
+    from_dataframe,
+    from_npz,
+    image_folder,
+    read_table,
+)
 from asymcl.report import read_records
 
 EXAMPLES, COUNTS = int(os.environ.get("ASYMCL_FUZZ", 0)), Counter()
@@ -69,7 +91,11 @@ def guarded():
 def little_memory():
     "An input that asks for more than some gigabytes fails, and does not take the machine with it"
     before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if Path("/proc/self/statm").exists() else 2**40
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        if Path("/proc/self/statm").exists()
+        else 2**40
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
@@ -108,7 +134,11 @@ def fuzz(few, **strategies):
             deadline=None,
             print_blob=False,
             phases=PHASES,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+            suppress_health_check=[
+                HealthCheck.too_slow,
+                HealthCheck.data_too_large,
+                HealthCheck.filter_too_much,
+            ],
         )
         @given(**strategies)
         @functools.wraps(test)
@@ -138,7 +168,9 @@ def attempt(names, call, *args, **kwargs):
     except (ValueError, OSError) as error:
         if "inhomogeneous" in str(error) or "expected sequence" in str(error):
             return REFUSED  # NumPy and PyTorch on ragged lists
-        assert any(str(name) in str(error) for name in names), f"{type(error).__name__} names none of {names}: {error}"
+        assert any(str(name) in str(error) for name in names), (
+            f"{type(error).__name__} names none of {names}: {error}"
+        )
         return REFUSED
 
 
@@ -189,7 +221,9 @@ def damaged(data):
         st.tuples(st.just("end"), place, st.none()),
         st.tuples(st.just("twice"), place, st.none()),
     )
-    return st.lists(accident, max_size=4).map(lambda accidents: functools.reduce(suffer, accidents, data))
+    return st.lists(accident, max_size=4).map(
+        lambda accidents: functools.reduce(suffer, accidents, data)
+    )
 
 
 def suffer(data, accident):
@@ -207,7 +241,18 @@ def suffer(data, accident):
 # Losses
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-LOSS_NAMES = ["embeddings", "labels", "reference", "pair_mask", "gamma", "eta", "temperature", "averaging", "reduction", "backend"]
+LOSS_NAMES = [
+    "embeddings",
+    "labels",
+    "reference",
+    "pair_mask",
+    "gamma",
+    "eta",
+    "temperature",
+    "averaging",
+    "reduction",
+    "backend",
+]
 loss_settings = st.fixed_dictionaries(
     {},
     optional=dict(
@@ -216,8 +261,12 @@ loss_settings = st.fixed_dictionaries(
         temperature=mostly(st.floats(1e-4, 10), ODD_NUMBERS),
         averaging=mostly(st.sampled_from(["pairs", "batch"]), st.sampled_from(["", None, 1])),
         normalize=st.booleans(),
-        reduction=mostly(st.sampled_from(["mean", "sum", "none"]), st.sampled_from(["max", None, 0])),
-        backend=mostly(st.sampled_from(["plain", "fused", "auto"]), st.sampled_from(["cuda", None])),
+        reduction=mostly(
+            st.sampled_from(["mean", "sum", "none"]), st.sampled_from(["max", None, 0])
+        ),
+        backend=mostly(
+            st.sampled_from(["plain", "fused", "auto"]), st.sampled_from(["cuda", None])
+        ),
     ),
 )
 
@@ -225,14 +274,20 @@ loss_settings = st.fixed_dictionaries(
 @st.composite
 def values(draw, shape, dtype):
     "A tensor of noise of some size, all rows alike or not, with or without something that is no number"
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**31))), dtype=torch.float64)
+    x = torch.randn(
+        shape,
+        generator=torch.Generator().manual_seed(draw(st.integers(0, 2**31))),
+        dtype=torch.float64,
+    )
     x = x * draw(st.sampled_from([1, 1, 1, 0, 1e-320, 1e-42, 1e-20, 1e-4, 100, 1e15, 1e30, 1e300]))
     if x.numel() and draw(st.booleans()):
         x = x[:1].expand(shape).clone()
     x = x.to(dtype)
     x[x.isinf()] = torch.finfo(dtype).max
     if x.numel() and draw(st.integers(0, 9)) == 9:
-        x.view(-1)[draw(st.integers(0, x.numel() - 1))] = draw(st.sampled_from([torch.nan, torch.inf]))
+        x.view(-1)[draw(st.integers(0, x.numel() - 1))] = draw(
+            st.sampled_from([torch.nan, torch.inf])
+        )
     return x
 
 
@@ -240,12 +295,22 @@ def values(draw, shape, dtype):
 def labels_of(draw, n):
     "Labels for n images, most of them of the right kind"
     n = draw(mostly(st.just(n), st.integers(0, 8)))
-    kind = draw(st.sampled_from(["few", "few", "one", "all", "huge", "narrow", "bool", "soft", "float", "rows", "none"]))
-    few = torch.tensor(draw(st.lists(st.integers(-2, 2), min_size=n, max_size=n)), dtype=torch.int64)
+    kind = draw(
+        st.sampled_from(
+            ["few", "few", "one", "all", "huge", "narrow", "bool", "soft", "float", "rows", "none"]
+        )
+    )
+    few = torch.tensor(
+        draw(st.lists(st.integers(-2, 2), min_size=n, max_size=n)), dtype=torch.int64
+    )
     if kind == "narrow":
-        return (few + 2).to(draw(st.sampled_from([torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])))
+        return (few + 2).to(
+            draw(st.sampled_from([torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16]))
+        )
     if kind == "soft":
-        return torch.nn.functional.one_hot(few + 2, 5).to(draw(st.sampled_from(DTYPES))) * draw(st.sampled_from([1, 1, 0.5]))
+        return torch.nn.functional.one_hot(few + 2, 5).to(draw(st.sampled_from(DTYPES))) * draw(
+            st.sampled_from([1, 1, 0.5])
+        )
     return {
         "few": few,
         "one": few * 0,
@@ -261,12 +326,19 @@ def labels_of(draw, n):
 @st.composite
 def batches(draw):
     "Arguments of a loss: embeddings, and labels or a mask, with or without a reference set"
-    dtype, n, width = draw(st.sampled_from(DTYPES)), draw(st.integers(0, 7)), draw(st.integers(0, 4))
+    dtype, n, width = (
+        draw(st.sampled_from(DTYPES)),
+        draw(st.integers(0, 7)),
+        draw(st.integers(0, 4)),
+    )
     shape = (n, *draw(st.sampled_from([(), (), (1,), (2,), (0,), (1, 1)])), width)
     args, r = dict(embeddings=draw(values(shape, dtype))), draw(st.sampled_from([0, 0, 1, 3]))
     if r:
         args["reference"] = draw(
-            values((r, draw(mostly(st.just(width), st.integers(0, 4)))), draw(mostly(st.just(dtype), st.sampled_from(DTYPES))))
+            values(
+                (r, draw(mostly(st.just(width), st.integers(0, 4)))),
+                draw(mostly(st.just(dtype), st.sampled_from(DTYPES))),
+            )
         )
     if draw(st.integers(0, 3)) < 3:
         args["labels"] = draw(labels_of(n))
@@ -274,7 +346,19 @@ def batches(draw):
             args["reference_labels"] = draw(labels_of(r))
     else:
         mask = torch.rand(draw(mostly(st.just((n, n + r)), st.just((n, n)))))
-        args["pair_mask"] = draw(st.sampled_from([mask, mask < 0.5, mask < 0, mask < 2, (mask * 9).long(), mask * 3, mask * torch.nan]))
+        args["pair_mask"] = draw(
+            st.sampled_from(
+                [
+                    mask,
+                    mask < 0.5,
+                    mask < 0,
+                    mask < 2,
+                    (mask * 9).long(),
+                    mask * 3,
+                    mask * torch.nan,
+                ]
+            )
+        )
     return args
 
 
@@ -290,7 +374,9 @@ def steepness(x, others, eta=0, gamma=0, temperature=0.07, normalize=True, **_):
     "A bound of the gradient of the losses' sum, for rows `x`"
     largest = x.detach().double().abs().amax(-1)
     reach = (
-        1 / largest[largest > 0].min() if normalize and largest.any() else max(1.0, max(o.detach().double().abs().max() for o in others))
+        1 / largest[largest > 0].min()
+        if normalize and largest.any()
+        else max(1.0, max(o.detach().double().abs().max() for o in others))
     )
     return 1e3 * (1 + eta) * (1 + gamma) / temperature * float(reach)
 
@@ -328,7 +414,9 @@ def test_loss_module(args, kwargs, kind):
 
 @fuzz(80, args=batches(), kwargs=loss_settings)
 def test_loss_without_a_look_at_the_values(args, kwargs):
-    attempt(LOSS_NAMES, asymmetric_focal_contrastive_loss, **args, **kwargs, check_values=False)  # NaN may come of NaN
+    attempt(
+        LOSS_NAMES, asymmetric_focal_contrastive_loss, **args, **kwargs, check_values=False
+    )  # NaN may come of NaN
 
 
 @fuzz(
@@ -353,7 +441,15 @@ def test_fused_losses_are_the_plain_ones(x, classes, anchors, rows, mask, reduct
         return _anchor_losses(x, _all_weights(pairs, anchors, x.dtype), **kwargs)
 
     expected = plain(x) if reduction == "none" else getattr(plain(x), reduction)()
-    found = fused_losses(x, (lambda i: weights[i]) if mask else pairs, anchors, plain, reduction=reduction, block_rows=rows, **kwargs)
+    found = fused_losses(
+        x,
+        (lambda i: weights[i]) if mask else pairs,
+        anchors,
+        plain,
+        reduction=reduction,
+        block_rows=rows,
+        **kwargs,
+    )
     scale = (1 + kwargs["eta"]) / kwargs["temperature"]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9 * scale)
     for a, b in zip(gradients(found, [x]), gradients(expected, [x]), strict=True):
@@ -370,7 +466,15 @@ def idx(*shape):
     return head + bytes(i % 3 for i in range(math.prod(shape)))
 
 
-@fuzz(150, data=st.one_of(damaged(idx(7)), damaged(idx(2, 3, 4)), damaged(gzip.compress(idx(50), mtime=0)), st.binary(max_size=40)))
+@fuzz(
+    150,
+    data=st.one_of(
+        damaged(idx(7)),
+        damaged(idx(2, 3, 4)),
+        damaged(gzip.compress(idx(50), mtime=0)),
+        st.binary(max_size=40),
+    ),
+)
 def test_read_idx(folder, data):
     path = folder / "some-idx"
     path.write_bytes(data)
@@ -387,7 +491,21 @@ def test_read_idx(folder, data):
         {},
         optional=dict(
             classes=st.sampled_from(
-                [(0, 1), (1, 0, 2), "all", "Shirt", [0], (0, 0), (0, 99), (1.5, 0), None, 3, (), [True, 0], ("Shirt", [])]
+                [
+                    (0, 1),
+                    (1, 0, 2),
+                    "all",
+                    "Shirt",
+                    [0],
+                    (0, 0),
+                    (0, 99),
+                    (1.5, 0),
+                    None,
+                    3,
+                    (),
+                    [True, 0],
+                    ("Shirt", []),
+                ]
             ),
             proportions=st.lists(mostly(st.floats(0.01, 1), ODD_NUMBERS), max_size=3),
             long_tail_ratio=ODD_NUMBERS,
@@ -398,11 +516,18 @@ def test_read_idx(folder, data):
     ),
 )
 def test_fashion_mnist(folder, which, data, args):
-    files = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+    files = [
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ]
     for i, name in enumerate(files):
         (folder / name).write_bytes(data if i == which else idx(*[(30, 2, 2), (30,)][i % 2]))
     found = attempt(
-        [*files, "class", "labels", *args, "image", "proportion", "Fashion"], fashion_mnist, **dict(classes=(0, 1), source=folder) | args
+        [*files, "class", "labels", *args, "image", "proportion", "Fashion"],
+        fashion_mnist,
+        **dict(classes=(0, 1), source=folder) | args,
     )
     if found is not REFUSED:
         assert found.counts("train").min() > 0 and len(repr(found)) > 20
@@ -412,7 +537,11 @@ def image_bytes(kind, mode, **options):
     "A small image of that format and mode"
     pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 4), dtype=np.uint8)
     image = Image.fromarray(pixels).convert("RGB") if mode != "RGBA" else Image.fromarray(pixels)
-    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    image = (
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
@@ -435,9 +564,19 @@ IMAGES = [image_bytes("PNG", m) for m in ("RGB", "L", "RGBA", "P", "1", "I;16", 
     image_bytes("JPEG2000", "RGB"),
 ]
 images = st.sampled_from(IMAGES).flatmap(damaged)
-decoding = dict(size=st.integers(1, 20), channels=st.sampled_from([1, 3]), fit=st.sampled_from(["squish", "crop", "pad"]))
+decoding = dict(
+    size=st.integers(1, 20),
+    channels=st.sampled_from([1, 3]),
+    fit=st.sampled_from(["squish", "crop", "pad"]),
+)
 odd_decoding = st.fixed_dictionaries(
-    {}, optional=dict(size=ODD_NUMBERS, channels=ODD_NUMBERS, fit=st.sampled_from(["", None, "zoom", []]), max_pixels=ODD_NUMBERS)
+    {},
+    optional=dict(
+        size=ODD_NUMBERS,
+        channels=ODD_NUMBERS,
+        fit=st.sampled_from(["", None, "zoom", []]),
+        max_pixels=ODD_NUMBERS,
+    ),
 )
 
 
@@ -448,14 +587,25 @@ def test_decode(data, size, channels, fit):
     except ValueError as error:
         assert str(error)
     else:
-        assert pixels.shape == (channels, size, size) and pixels.dtype == np.uint8 and isinstance(mode, str)
+        assert (
+            pixels.shape == (channels, size, size)
+            and pixels.dtype == np.uint8
+            and isinstance(mode, str)
+        )
 
 
 @fuzz(40, options=odd_decoding, cache_limit=mostly(st.just(10**9), ODD_NUMBERS))
 def test_decoding_options(folder, options, cache_limit):
     attempt([*options, "pixels"], decode, IMAGES[0], **options)
     (folder / "one.png").write_bytes(IMAGES[0])
-    found = attempt([*options, "cache_limit"], load_images, [ImageFile("one.png")], **options, cache_limit=cache_limit, workers=0)
+    found = attempt(
+        [*options, "cache_limit"],
+        load_images,
+        [ImageFile("one.png")],
+        **options,
+        cache_limit=cache_limit,
+        workers=0,
+    )
     if found is not REFUSED:
         assert len(found.images) + len(found.problems) == 1
 
@@ -474,7 +624,12 @@ def test_load_images_and_its_cache(folder, contents, cache, accident, at, **opti
     files = [ImageFile(f"{i}.img") for i in range(len(contents))]
     first = load_images(files, **options, cache=folder / "decoded" if cache else False, workers=0)
     images, modes = first.images.clone(), list(first.modes)
-    assert images.shape == (len(files) - len(first.problems), options["channels"], options["size"], options["size"])
+    assert images.shape == (
+        len(files) - len(first.problems),
+        options["channels"],
+        options["size"],
+        options["size"],
+    )
     assert all(mode is None or i not in first.problems for i, mode in enumerate(modes))
     if not cache:
         return
@@ -488,7 +643,9 @@ def test_load_images_and_its_cache(folder, contents, cache, accident, at, **opti
             data = data[:-at] + b"x" + data[-at:][1:]
         path.write_bytes(data)
     again = load_images(files, **options, cache=folder / "decoded", workers=0)
-    assert again.images.shape == images.shape and (accident == "hit" or torch.equal(again.images, images) and again.modes == modes)
+    assert again.images.shape == images.shape and (
+        accident == "hit" or torch.equal(again.images, images) and again.modes == modes
+    )
     for path in (folder / "decoded").glob("*"):
         path.unlink()
 
@@ -525,12 +682,19 @@ def npz(**arrays):
 
 
 def parts(n):
-    return {f"{s}_images": np.arange(n * 9, dtype=np.uint8).reshape(n, 3, 3) for s in ("train", "val", "test")} | {
-        f"{s}_labels": np.arange(n)[:, None] % 2 for s in ("train", "val", "test")
-    }
+    return {
+        f"{s}_images": np.arange(n * 9, dtype=np.uint8).reshape(n, 3, 3)
+        for s in ("train", "val", "test")
+    } | {f"{s}_labels": np.arange(n)[:, None] % 2 for s in ("train", "val", "test")}
 
 
-@fuzz(80, data=st.one_of(damaged(npz(**parts(6))), damaged(npz(train_images=np.array([None, 1]), train_labels=np.zeros(2)))))
+@fuzz(
+    80,
+    data=st.one_of(
+        damaged(npz(**parts(6))),
+        damaged(npz(train_images=np.array([None, 1]), train_labels=np.zeros(2))),
+    ),
+)
 def test_from_npz(folder, data):
     path = folder / "arrays.npz"
     path.write_bytes(data)
@@ -604,14 +768,22 @@ cells = st.one_of(
 @fuzz(
     120,
     images=mostly(st.just(np.arange(144, dtype=np.uint8).reshape(12, 3, 4)), ODD_ARRAYS),
-    labels=st.one_of(st.lists(st.integers(0, 2), min_size=12, max_size=12), st.lists(cells, min_size=12, max_size=12), ODD_ARRAYS),
+    labels=st.one_of(
+        st.lists(st.integers(0, 2), min_size=12, max_size=12),
+        st.lists(cells, min_size=12, max_size=12),
+        ODD_ARRAYS,
+    ),
     form=st.sampled_from([list, np.array, torch.tensor, tuple, pd.Series]),
     args=st.fixed_dictionaries(
         {},
         optional=dict(
             groups=st.lists(cells, min_size=12, max_size=12),
             classes=st.sampled_from(["ab", ["a", "b"], ["a", "b", "c"], ["a", "a"], [], [1, 2], 5]),
-            splits=st.lists(st.sampled_from(["train", "Val", "test", "TRAIN ", "x", None, 1]), min_size=11, max_size=12),
+            splits=st.lists(
+                st.sampled_from(["train", "Val", "test", "TRAIN ", "x", None, 1]),
+                min_size=11,
+                max_size=12,
+            ),
             shares=st.lists(mostly(st.floats(0.1, 1), ODD_NUMBERS), min_size=2, max_size=3),
             seed=ODD_NUMBERS,
         ),
@@ -623,7 +795,10 @@ def test_from_arrays(images, labels, form, args):
     found = attempt(["image", "label", "class", *args], from_arrays, images, labels, **args)
     if found is REFUSED:
         return
-    assert sum(map(len, found.splits.values())) == len(found.images) and found.counts("train").min() > 0
+    assert (
+        sum(map(len, found.splits.values())) == len(found.images)
+        and found.counts("train").min() > 0
+    )
     assert len(found.classes) == int(found.labels.max()) + 1 and isinstance(repr(found), str)
 
 
@@ -634,7 +809,9 @@ def photos(folder):
     for name in ("tabby cat", "ñandú 🦤"):
         (folder / "photos" / name).mkdir(parents=True)
         for i in range(4):
-            Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8)).save(folder / "photos" / name / f"p {i} é.png")
+            Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8)).save(
+                folder / "photos" / name / f"p {i} é.png"
+            )
     (folder / "photos" / "tabby cat" / "link.png").symlink_to("../ñandú 🦤/p 0 é.png")
     (folder / "photos" / "nowhere.png").symlink_to("not there")
     (folder / "photos" / "circle.png").symlink_to("circle.png")
@@ -701,7 +878,9 @@ table_options = st.fixed_dictionaries(
         split_column=mostly(st.just("part"), columns),
         classes=st.sampled_from([["a", "b"], ["0", "1"], "ab", [], [0, 1], [None], 5]),
         on_error=st.sampled_from(["skip", "raise", ""]),
-        shares=st.sampled_from([(1, 1, 1), (0.7, 0.15, 0.15), (0, 1, 1), (1, 2), None, "abc", (math.nan,) * 3]),
+        shares=st.sampled_from(
+            [(1, 1, 1), (0.7, 0.15, 0.15), (0, 1, 1), (1, 2), None, "abc", (math.nan,) * 3]
+        ),
         seed=ODD_NUMBERS,
     ),
 )
@@ -711,11 +890,21 @@ table_options = st.fixed_dictionaries(
 def tables(draw, cell):
     "Columns of a table of images"
     usual = [(p, i // 4, f"g{i}", None) for i, p in enumerate(PATHS)] * draw(st.integers(0, 1))
-    odd = draw(st.lists(st.tuples(paths, cell, cell, st.one_of(cell, st.sampled_from(["train", "test", "valid"]))), max_size=5))
+    odd = draw(
+        st.lists(
+            st.tuples(
+                paths, cell, cell, st.one_of(cell, st.sampled_from(["train", "test", "valid"]))
+            ),
+            max_size=5,
+        )
+    )
     return pd.DataFrame(
         usual + odd,
         columns=draw(
-            mostly(st.just(["path", "label", "who", "part"]), st.lists(columns.filter(lambda c: c != []), min_size=4, max_size=4))
+            mostly(
+                st.just(["path", "label", "who", "part"]),
+                st.lists(columns.filter(lambda c: c != []), min_size=4, max_size=4),
+            )
         ),
         index=draw(st.permutations(range(len(usual + odd)))),
         dtype=object,
@@ -735,7 +924,10 @@ CSV = "path,label,who,part\n" + "".join(f'{p},{i // 4},"g ""{i}""",\n' for i, p 
 @fuzz(
     100,
     data=st.one_of(
-        damaged(CSV.encode()), tables(st.text(max_size=4)).map(lambda t: t.to_csv(index=False).encode("utf-8", "surrogatepass"))
+        damaged(CSV.encode()),
+        tables(st.text(max_size=4)).map(
+            lambda t: t.to_csv(index=False).encode("utf-8", "surrogatepass")
+        ),
     ),
     options=table_options,
 )
@@ -744,7 +936,10 @@ def test_from_csv(photos, data, options):
     path.write_bytes(data)
     table = attempt([path], read_table, data, path)
     if table is not REFUSED:
-        assert all(value is None or isinstance(value, str) or value != value for value in table.to_numpy().flat)
+        assert all(
+            value is None or isinstance(value, str) or value != value
+            for value in table.to_numpy().flat
+        )
     found = attempt(TABLE_NAMES, from_csv, path, **options)
     if found is not REFUSED:
         assert found.counts("train").min() > 0
@@ -753,7 +948,10 @@ def test_from_csv(photos, data, options):
 @fuzz(
     60,
     names=st.lists(
-        st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=6), min_size=1, max_size=3, unique=True
+        st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=6),
+        min_size=1,
+        max_size=3,
+        unique=True,
     ),
     where=st.sampled_from([".", "train", "train"]),
     link=st.sampled_from([None, "file", "folder", "out", "circle"]),
@@ -775,12 +973,24 @@ def test_image_folder(folder, names, where, link, options):
         sub = root / where / name
         sub.mkdir(parents=True, exist_ok=True)
         for j in range(3):
-            (sub / f"{i}{j} {name}.png").write_bytes(image_bytes("PNG", "L").replace(b"IEND", b"IEND") + bytes([i, j]))
+            (sub / f"{i}{j} {name}.png").write_bytes(
+                image_bytes("PNG", "L").replace(b"IEND", b"IEND") + bytes([i, j])
+            )
         if link:
-            (sub / "a link").symlink_to({"file": f"{i}0 {name}.png", "folder": ".", "out": "/etc", "circle": "a link"}[link])
+            (sub / "a link").symlink_to(
+                {"file": f"{i}0 {name}.png", "folder": ".", "out": "/etc", "circle": "a link"}[link]
+            )
     if not root.exists():
         root.mkdir(parents=True)
-    found = attempt([*TABLE_NAMES, "classes", "group_pattern", root], image_folder, root, size=2, cache=False, workers=0, **options)
+    found = attempt(
+        [*TABLE_NAMES, "classes", "group_pattern", root],
+        image_folder,
+        root,
+        size=2,
+        cache=False,
+        workers=0,
+        **options,
+    )
     if found is not REFUSED:
         assert found.counts("train").min() > 0
 
@@ -818,7 +1028,10 @@ RECORD = dict(
 )
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.floats(), st.text(max_size=3)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["runs", "settings", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["runs", "settings", "x"]), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -828,7 +1041,9 @@ def records(draw):
     "A record of which a part has been put out of shape"
     content = where = json.loads(json.dumps(RECORD))
     while isinstance(where, dict | list) and where:
-        key = draw(st.sampled_from(list(where) if isinstance(where, dict) else list(range(len(where)))))
+        key = draw(
+            st.sampled_from(list(where) if isinstance(where, dict) else list(range(len(where))))
+        )
         if draw(st.booleans()) or not isinstance(where[key], dict | list) or not where[key]:
             where[key] = draw(json_values)
             break
@@ -877,7 +1092,22 @@ def labels(draw):
     "Labels as a list, an array or a tensor of some type"
     found, form = (
         draw(label_lists),
-        draw(st.sampled_from(["list", "uint8", "int8", "int32", "uint16", "uint64", "float32", "bool", "tensor", "object"])),
+        draw(
+            st.sampled_from(
+                [
+                    "list",
+                    "uint8",
+                    "int8",
+                    "int32",
+                    "uint16",
+                    "uint64",
+                    "float32",
+                    "bool",
+                    "tensor",
+                    "object",
+                ]
+            )
+        ),
     )
     if form == "list":
         return found
@@ -909,7 +1139,14 @@ NUMBER_NAMES = [
 number_lists = st.lists(mostly(st.integers(0, 50), ODD_NUMBERS), max_size=4)
 
 
-@fuzz(150, y=labels(), numbers=number_lists, others=number_lists, x=mostly(st.integers(0, 60), ODD_NUMBERS), seed=st.integers(0, 99))
+@fuzz(
+    150,
+    y=labels(),
+    numbers=number_lists,
+    others=number_lists,
+    x=mostly(st.integers(0, 60), ODD_NUMBERS),
+    seed=st.integers(0, 99),
+)
 def test_counting_and_drawing(y, numbers, others, x, seed):
     generator = torch.Generator().manual_seed(seed)
     counts = attempt(NUMBER_NAMES, imbalance.class_counts, y)
@@ -948,7 +1185,12 @@ def test_balanced_sampler(y, batch_size, alpha, at_least):
         assert len(batch) == batch_size and all(seen[c] >= at_least for c in classes)
 
 
-@fuzz(60, counts=number_lists, batch_size=mostly(st.integers(2, 40), ODD_NUMBERS), averaging=st.sampled_from(["pairs", "batch", ""]))
+@fuzz(
+    60,
+    counts=number_lists,
+    batch_size=mostly(st.integers(2, 40), ODD_NUMBERS),
+    averaging=st.sampled_from(["pairs", "batch", ""]),
+)
 def test_suggest(counts, batch_size, averaging):
     found = attempt([*NUMBER_NAMES, "averaging"], tune.suggest, counts, batch_size, averaging)
     if found is not REFUSED:
@@ -979,7 +1221,12 @@ METRIC_NAMES = [
 def probabilities(draw):
     "Probabilities (n, classes), or something else"
     n, classes = draw(st.integers(0, 12)), draw(st.integers(0, 4))
-    p = torch.rand(n, classes, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))), dtype=torch.float64)
+    p = torch.rand(
+        n,
+        classes,
+        generator=torch.Generator().manual_seed(draw(st.integers(0, 99))),
+        dtype=torch.float64,
+    )
     if draw(st.booleans()):
         p = p.round()
     p = (p + 1e-9) / (p + 1e-9).sum(1, keepdim=True)
@@ -1009,7 +1256,14 @@ def probabilities(draw):
     return draw(mostly(st.just(p), odd))
 
 
-@fuzz(200, p=probabilities(), y=labels(), z=labels(), n_classes=mostly(st.integers(1, 5), ODD_NUMBERS), weights=st.none() | number_lists)
+@fuzz(
+    200,
+    p=probabilities(),
+    y=labels(),
+    z=labels(),
+    n_classes=mostly(st.integers(1, 5), ODD_NUMBERS),
+    weights=st.none() | number_lists,
+)
 def test_metrics_of_labels_and_probabilities(p, y, z, n_classes, weights):
     present = set()
     with contextlib.suppress(ValueError, TypeError, RuntimeError):
@@ -1029,14 +1283,20 @@ def test_metrics_of_labels_and_probabilities(p, y, z, n_classes, weights):
     check(metrics.average_precision, p, y, n_classes)
     if not isinstance(n_classes, int | float) or not n_classes > 1e6:
         check(metrics.calibration_error, p, y, n_classes, absent=False)
-    found = attempt(METRIC_NAMES, metrics.evaluate_predictions, p, y, [f"c{i}" for i in columns], weights)
+    found = attempt(
+        METRIC_NAMES, metrics.evaluate_predictions, p, y, [f"c{i}" for i in columns], weights
+    )
     if found is not REFUSED:
-        assert math.isfinite(found["unweighted_accuracy"]) and math.isfinite(found["calibration_error"])
+        assert math.isfinite(found["unweighted_accuracy"]) and math.isfinite(
+            found["calibration_error"]
+        )
 
 
 @fuzz(
     80,
-    x=st.tuples(st.integers(0, 8), st.integers(0, 3)).flatmap(lambda s: st.sampled_from(DTYPES).flatmap(lambda d: values(s, d))),
+    x=st.tuples(st.integers(0, 8), st.integers(0, 3)).flatmap(
+        lambda s: st.sampled_from(DTYPES).flatmap(lambda d: values(s, d))
+    ),
     y=labels(),
     k=mostly(st.integers(1, 5), ODD_NUMBERS),
 )
@@ -1051,7 +1311,9 @@ finite = st.floats(-1e100, 1e100)
 
 @fuzz(
     100,
-    numbers=st.lists(mostly(finite, st.floats()), max_size=6) | number_lists | st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=8),
+    numbers=st.lists(mostly(finite, st.floats()), max_size=6)
+    | number_lists
+    | st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=8),
     level=mostly(st.floats(0.5, 0.99), ODD_NUMBERS),
     n=mostly(st.integers(1, 20), ODD_NUMBERS),
 )
@@ -1062,7 +1324,11 @@ def test_statistics(numbers, level, n):
         assert math.isfinite(found[0]) and (len(numbers) == 1 or found[1] <= found[0] <= found[2])
     if plain:
         found = attempt(METRIC_NAMES, statistics.bootstrap_interval, numbers, level)
-    if found is not REFUSED and plain and np.ptp(np.asarray(numbers, float)) > 1e-9 * max(0.1, *map(abs, numbers)):
+    if (
+        found is not REFUSED
+        and plain
+        and np.ptp(np.asarray(numbers, float)) > 1e-9 * max(0.1, *map(abs, numbers))
+    ):
         assert math.isfinite(found[1]) and math.isfinite(found[2])
     found = attempt(METRIC_NAMES, statistics.permutation_test, numbers)
     assert found is REFUSED or 0 < found <= 1
@@ -1139,10 +1405,20 @@ ODD_TEXT = st.one_of(
 
 def arguments(parser, leave=()):
     "Strategy: lists of the parser's own options with odd values"
-    known = [a for a in parser._actions if a.option_strings[-1] not in ("--help", "--dry-run", "--out", *leave)]
-    one = st.sampled_from(known).flatmap(lambda a: st.tuples(st.just(a.option_strings[-1]), ODD_TEXT))
-    extra = st.sampled_from([[], [], [], ["--help"], ["--nonsense"], ["stray"], ["--", "x"], ["--e", "1"]])
-    return st.tuples(st.lists(one, max_size=3), extra).map(lambda both: [text for pair in both[0] for text in pair] + both[1])
+    known = [
+        a
+        for a in parser._actions
+        if a.option_strings[-1] not in ("--help", "--dry-run", "--out", *leave)
+    ]
+    one = st.sampled_from(known).flatmap(
+        lambda a: st.tuples(st.just(a.option_strings[-1]), ODD_TEXT)
+    )
+    extra = st.sampled_from(
+        [[], [], [], ["--help"], ["--nonsense"], ["stray"], ["--", "x"], ["--e", "1"]]
+    )
+    return st.tuples(st.lists(one, max_size=3), extra).map(
+        lambda both: [text for pair in both[0] for text in pair] + both[1]
+    )
 
 
 def command(call, given, codes=(0, 2, 130)):
@@ -1155,7 +1431,9 @@ def command(call, given, codes=(0, 2, 130)):
             code = end.code or 0
     said = [line for line in err.getvalue().splitlines() if "warn" not in line.lower()]
     assert code in codes and "Traceback" not in err.getvalue(), err.getvalue()
-    assert code == 0 or said and said[-1].startswith("asymcl-") or "\n  " in err.getvalue(), err.getvalue()
+    assert code == 0 or said and said[-1].startswith("asymcl-") or "\n  " in err.getvalue(), (
+        err.getvalue()
+    )
     assert code == 0 or len(said) == 1 or "\n  " in err.getvalue(), err.getvalue()
     return code
 
@@ -1192,7 +1470,13 @@ def test_compare_command(no_training, folder, given):
 
 @fuzz(60, given=arguments(cli._tune_parser()))
 def test_tune_command(no_training, folder, given):
-    assert command(cli.tune_command, [*SMALL, *given, "--out", str(folder / f"tune{COUNTS['test_tune_command']}")]) or "--help" in given
+    assert (
+        command(
+            cli.tune_command,
+            [*SMALL, *given, "--out", str(folder / f"tune{COUNTS['test_tune_command']}")],
+        )
+        or "--help" in given
+    )
 
 
 # Kept models
@@ -1203,11 +1487,19 @@ PIXELS = (torch.arange(3 * 64) % 251).to(torch.uint8).view(3, 1, 8, 8)
 def kept_model():
     "The two files of a kept model, small enough that most of their bytes matter, and an encoder of its kind"
     torch.manual_seed(0)
-    encoder, head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)), torch.nn.Linear(3, 2)
+    encoder, head = (
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)),
+        torch.nn.Linear(3, 2),
+    )
     gallery = Gallery(torch.randn(4, 3), torch.tensor([0, 0, 0, 1]), list("abcd"))
-    stats, valid = (torch.tensor([0.5]), torch.tensor([0.2])), (torch.randn(6, 2), torch.arange(6) % 2)
+    stats, valid = (
+        (torch.tensor([0.5]), torch.tensor([0.2])),
+        (torch.randn(6, 2), torch.arange(6) % 2),
+    )
     with tempfile.TemporaryDirectory() as place:
-        TrainedModel(encoder, head, ("a", "b"), (1, 8, 8), *stats, "squish", 1.5, *valid, gallery).save(place)
+        TrainedModel(
+            encoder, head, ("a", "b"), (1, 8, 8), *stats, "squish", 1.5, *valid, gallery
+        ).save(place)
         json_file, tensor_file = sorted(Path(place).glob("model*"), key=lambda f: f.suffix)
         return json_file.read_bytes(), tensor_file.read_bytes(), encoder
 
@@ -1230,7 +1522,13 @@ def plant(place, described, tensors, mend):
     return place
 
 
-@fuzz(80, files=st.one_of(st.tuples(damaged(DESCRIBED), st.just(TENSORS)), st.tuples(st.just(DESCRIBED), damaged(TENSORS))))
+@fuzz(
+    80,
+    files=st.one_of(
+        st.tuples(damaged(DESCRIBED), st.just(TENSORS)),
+        st.tuples(st.just(DESCRIBED), damaged(TENSORS)),
+    ),
+)
 def test_load_model(folder, files):
     place = plant(folder / "broken model", *files, mend=files[0] == DESCRIBED)
     model = attempt([place], load_model, place, ENCODER)
@@ -1241,10 +1539,19 @@ def test_load_model(folder, files):
 
 
 numbers = st.one_of(st.booleans(), st.integers(-(2**60), 2**60), st.floats())
-leaves = st.one_of(st.none(), numbers, st.text(max_size=4), st.sampled_from([torch.ones(2), torch.zeros(0)]))
-keys = st.one_of(st.text(max_size=3), st.integers(-9, 9), st.sampled_from(["$tensor", "$dict", "$tuple"]))
+leaves = st.one_of(
+    st.none(), numbers, st.text(max_size=4), st.sampled_from([torch.ones(2), torch.zeros(0)])
+)
+keys = st.one_of(
+    st.text(max_size=3), st.integers(-9, 9), st.sampled_from(["$tensor", "$dict", "$tuple"])
+)
 nested = st.recursive(
-    leaves, lambda inner: st.one_of(st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(keys, inner, max_size=3))
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(keys, inner, max_size=3),
+    ),
 )
 
 
@@ -1265,7 +1572,11 @@ def test_states_come_back(folder, state):
     assert same(state, read_state(folder / "states", "some"))
 
 
-@fuzz(60, logits=st.lists(st.lists(st.floats(width=32), min_size=2, max_size=2), max_size=6), recall=ODD_NUMBERS)
+@fuzz(
+    60,
+    logits=st.lists(st.lists(st.floats(width=32), min_size=2, max_size=2), max_size=6),
+    recall=ODD_NUMBERS,
+)
 def test_temperature_and_threshold(logits, recall):
     x = torch.tensor(logits).view(-1, 2)
     y = torch.arange(len(x)) % 2
@@ -1282,14 +1593,21 @@ def asked(folder, photos):
     from asymcl.models import small_encoder
 
     stats = torch.full((3,), 0.5), torch.full((3,), 0.2)
-    TrainedModel(small_encoder(3), torch.nn.Linear(256, 2), ("a", "b"), (3, 16, 16), *stats).save(folder / "small")
+    TrainedModel(small_encoder(3), torch.nn.Linear(256, 2), ("a", "b"), (3, 16, 16), *stats).save(
+        folder / "small"
+    )
     return [str(folder / "small"), "photos"]
 
 
 PREDICT = ["--out", "--embeddings", "--recall", "--rare", "--neighbours", "--device"]
 
 
-@fuzz(40, given=st.lists(st.tuples(st.sampled_from(PREDICT), ODD_TEXT), max_size=3), swap=st.integers(0, 9), path=ODD_TEXT)
+@fuzz(
+    40,
+    given=st.lists(st.tuples(st.sampled_from(PREDICT), ODD_TEXT), max_size=3),
+    swap=st.integers(0, 9),
+    path=ODD_TEXT,
+)
 def test_predict_command(folder, asked, given, swap, path):
     words = [text for pair in given for text in pair if "/dev" not in text and "/etc" not in text]
     model, what = (path, asked[1]) if swap == 0 else (asked[0], path) if swap == 1 else asked

@@ -1,4 +1,5 @@
 """One folder of records and several processes: no run twice, none lost, none half."""
+
 import json
 import os
 import signal
@@ -11,18 +12,45 @@ import pytest
 
 from asymcl.experiment import read_record
 
-COMMAND = [Path(sysconfig.get_path("scripts")) / "asymcl-compare", "--methods", "CE,AFCL", "--eta", "0,10", "--gamma", "0,2",
-           "--train-total", "200", "--epochs", "2", "--classifier-epochs", "2", "--batch-size", "50", "--seeds", "2", "--name", "grid"]
+COMMAND = [
+    Path(sysconfig.get_path("scripts")) / "asymcl-compare",
+    "--methods",
+    "CE,AFCL",
+    "--eta",
+    "0,10",
+    "--gamma",
+    "0,2",
+    "--train-total",
+    "200",
+    "--epochs",
+    "2",
+    "--classifier-epochs",
+    "2",
+    "--batch-size",
+    "50",
+    "--seeds",
+    "2",
+    "--name",
+    "grid",
+]
 JOBS = 2 * 5  # CE, CL, FCL, ACL and AFCL for each of two seeds
 
 
 def start(folder):
     "The command in a process of its own"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        COMMAND,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def records(folder): return sorted((folder / "runs" / "grid" / "records").glob("*.json"))
+def records(folder):
+    return sorted((folder / "runs" / "grid" / "records").glob("*.json"))
 
 
 def metrics(folder):
@@ -41,8 +69,14 @@ def expected(tmp_path_factory):
 
 def test_two_processes_share_a_grid_and_do_no_run_twice(tmp_path, expected):
     both = [start(tmp_path) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0], [process.stderr.read() for process in both]
-    assert len(records(tmp_path)) == JOBS and not list(tmp_path.rglob("*.lock")) and not list(tmp_path.rglob("*.part"))
+    assert [process.wait() for process in both] == [0, 0], [
+        process.stderr.read() for process in both
+    ]
+    assert (
+        len(records(tmp_path)) == JOBS
+        and not list(tmp_path.rglob("*.lock"))
+        and not list(tmp_path.rglob("*.part"))
+    )
     assert metrics(tmp_path) == expected
 
 
@@ -51,12 +85,13 @@ def test_a_killed_grid_keeps_what_was_done_and_goes_on(tmp_path, expected, after
     process = start(tmp_path)
     while len(records(tmp_path)) < after:
         assert process.poll() is None, process.stderr.read()
-        time.sleep(.01)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {path: path.read_bytes() for path in records(tmp_path)}
     assert after <= len(kept) < JOBS
-    for content in kept.values(): json.loads(content)
+    for content in kept.values():
+        json.loads(content)
     assert start(tmp_path).wait() == 0
     assert len(records(tmp_path)) == JOBS
     assert all(path.read_bytes() == content for path, content in kept.items())

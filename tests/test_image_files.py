@@ -1,4 +1,5 @@
 """Images from files with real processes: writers that are killed or come two at a time, workers, and what must not be copied."""
+
 import os
 import signal
 import subprocess
@@ -35,14 +36,18 @@ def photos(tmp_path_factory):
     for i in range(240):
         path = folder / ("rare" if i % 10 == 0 else "frequent") / f"{i:03}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (160, 200, 3), dtype=np.uint8)).save(path, compress_level=1)
+        Image.fromarray(random.integers(0, 256, (160, 200, 3), dtype=np.uint8)).save(
+            path, compress_level=1
+        )
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected(photos):
     "The images, decoded by this process alone and kept nowhere"
-    return load_images([ImageFile(str(p)) for p in sorted(photos.rglob("*.png"))], 48, cache=False, workers=0).images
+    return load_images(
+        [ImageFile(str(p)) for p in sorted(photos.rglob("*.png"))], 48, cache=False, workers=0
+    ).images
 
 
 def start(photos, cache, workers=0):
@@ -55,7 +60,9 @@ def start(photos, cache, workers=0):
 def test_worker_processes_give_what_one_process_gives(photos, expected, tmp_path):
     files = [ImageFile(str(p)) for p in sorted(photos.rglob("*.png"))]
     for workers in (2, None):
-        assert torch.equal(load_images(files, 48, cache=tmp_path / str(workers), workers=workers).images, expected)
+        assert torch.equal(
+            load_images(files, 48, cache=tmp_path / str(workers), workers=workers).images, expected
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -63,7 +70,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(photos, expected, tmp_p
     process = start(photos, tmp_path, workers)
     while not any(p.stat().st_size > 100_000 for p in tmp_path.glob("*.part")):
         assert process.poll() is None, "finished before it could be killed"
-        time.sleep(.002)
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # until the last worker, which has the same stdout, has ended
     assert list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.images"))
@@ -82,39 +89,57 @@ def test_two_writers_at_once_agree(photos, expected, tmp_path):
 def test_mapped_images_are_neither_copied_nor_changed(photos, tmp_path):
     data = image_folder(photos, size=48, cache=tmp_path)
     content = next(tmp_path.glob("*.images")).read_bytes()
-    for split in data.splits: assert data.loader(split, 8, device="cpu").dataset.tensors[0].data_ptr() == data.images.data_ptr()
-    if sys.platform == "linux": assert str(next(tmp_path.glob("*.images"))) in Path("/proc/self/maps").read_text()
+    for split in data.splits:
+        assert (
+            data.loader(split, 8, device="cpu").dataset.tensors[0].data_ptr()
+            == data.images.data_ptr()
+        )
+    if sys.platform == "linux":
+        assert str(next(tmp_path.glob("*.images"))) in Path("/proc/self/maps").read_text()
     data.images.fill_(7)
     assert next(tmp_path.glob("*.images")).read_bytes() == content
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_part(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"): image_folder(photos, size=48, cache=tmp_path)
+    monkeypatch.setattr(
+        "os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(OSError, match="No space left"):
+        image_folder(photos, size=48, cache=tmp_path)
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.images"))
 
 
 def test_cache_that_cannot_be_written_names_the_folder(photos, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="give another folder, or cache=False"): image_folder(photos, size=48, cache=tmp_path / "file")
+    with pytest.raises(OSError, match="give another folder, or cache=False"):
+        image_folder(photos, size=48, cache=tmp_path / "file")
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), min_size=1, max_size=120), st.integers(0, 2**31))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), min_size=1, max_size=120),
+    st.integers(0, 2**31),
+)
 def test_no_group_is_ever_in_two_splits(images, seed):
     labels, groups = (torch.tensor(column) for column in zip(*images, strict=True))
-    parts = split_groups(labels, groups, (.7, .15, .15), torch.Generator().manual_seed(seed))
+    parts = split_groups(labels, groups, (0.7, 0.15, 0.15), torch.Generator().manual_seed(seed))
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels)))
     held = [set(groups[part].tolist()) for part in parts]
     assert sum(map(len, held)) == len(set(groups.tolist()))
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(3, 40), min_size=2, max_size=5), st.integers(0, 3), st.floats(0, 1), st.integers(1, 40))
+@given(
+    st.lists(st.integers(3, 40), min_size=2, max_size=5),
+    st.integers(0, 3),
+    st.floats(0, 1),
+    st.integers(1, 40),
+)
 def test_every_batch_has_enough_of_every_class_or_is_refused(counts, at_least, alpha, batch_size):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     if batch_size > len(labels) or at_least * len(counts) > batch_size:
-        with pytest.raises(ValueError): BalancedSampler(labels, batch_size, alpha, at_least)
+        with pytest.raises(ValueError):
+            BalancedSampler(labels, batch_size, alpha, at_least)
         return
     batches = list(BalancedSampler(labels, batch_size, alpha, at_least))
     assert len(batches) == len(labels) // batch_size
@@ -124,9 +149,25 @@ def test_every_batch_has_enough_of_every_class_or_is_refused(counts, at_least, a
 
 
 def test_groups_of_arrays_keep_together_through_the_loaders():
-    images, things = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1).expand(200, 1, 4, 4), np.arange(200) // 4
+    images, things = (
+        torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1).expand(200, 1, 4, 4),
+        np.arange(200) // 4,
+    )
     data = from_arrays(images, (np.arange(200) % 40 < 8).astype(int), groups=things)
-    seen = [{int(x.mul(data.channel_stats()[1]).add(data.channel_stats()[0]).mul(255).round().flatten()[0]) // 4
-             for x in data.loader(split, 1, device="cpu") for x in x[:1]} for split in data.splits]
+    seen = [
+        {
+            int(
+                x.mul(data.channel_stats()[1])
+                .add(data.channel_stats()[0])
+                .mul(255)
+                .round()
+                .flatten()[0]
+            )
+            // 4
+            for x in data.loader(split, 1, device="cpu")
+            for x in x[:1]
+        }
+        for split in data.splits
+    ]
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
     assert set.union(*seen) == set(range(50))

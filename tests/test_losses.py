@@ -1,4 +1,5 @@
 """Properties of the losses on batches that nobody thought of."""
+
 from unittest.mock import patch
 
 import torch
@@ -7,16 +8,30 @@ from hypothesis import strategies as st
 
 from asymcl.losses import asymmetric_focal_contrastive_loss as loss
 
-batches = st.fixed_dictionaries(dict(
-    labels=st.lists(st.integers(0, 3), min_size=1, max_size=12), width=st.integers(1, 5), views=st.integers(1, 3),
-    copies=st.booleans(), seed=st.integers(0, 2**31)))
-settings_of_loss = st.fixed_dictionaries(dict(
-    gamma=st.floats(0, 12), eta=st.floats(0, 300), temperature=st.floats(0.005, 2), averaging=st.sampled_from(["pairs", "batch"])))
+batches = st.fixed_dictionaries(
+    dict(
+        labels=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+        width=st.integers(1, 5),
+        views=st.integers(1, 3),
+        copies=st.booleans(),
+        seed=st.integers(0, 2**31),
+    )
+)
+settings_of_loss = st.fixed_dictionaries(
+    dict(
+        gamma=st.floats(0, 12),
+        eta=st.floats(0, 300),
+        temperature=st.floats(0.005, 2),
+        averaging=st.sampled_from(["pairs", "batch"]),
+    )
+)
 
 
 def make(labels, width, views, copies, seed):
     "Embeddings (n, views, width), all images alike with `copies`, and labels"
-    x = torch.randn(1 if copies else len(labels), views, width, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(
+        1 if copies else len(labels), views, width, generator=torch.Generator().manual_seed(seed)
+    )
     return x.expand(len(labels), -1, -1).clone().requires_grad_(), torch.tensor(labels)
 
 
@@ -30,7 +45,9 @@ def test_value_and_gradient_are_finite_and_order_does_not_matter(batch, kwargs):
     value.mean().backward()
     assert x.grad.isfinite().all()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(batch["seed"]))
-    torch.testing.assert_close(loss(x[order], y[order], reduction="none", **kwargs), value[order], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        loss(x[order], y[order], reduction="none", **kwargs), value[order], rtol=1e-3, atol=1e-3
+    )
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -49,10 +66,13 @@ kinds_of_pairs = st.sampled_from(["classes", "soft labels", "mask", "weights"])
 def make_pairs(kind, y, references, generator):
     "Labels or mask of a kind, among the images and a reference set, with classes for both drawn alike"
     columns = len(y) + references
-    if kind == "mask": return dict(pair_mask=torch.rand(len(y), columns, generator=generator) < 0.5)
-    if kind == "weights": return dict(pair_mask=torch.rand(len(y), columns, generator=generator))
+    if kind == "mask":
+        return dict(pair_mask=torch.rand(len(y), columns, generator=generator) < 0.5)
+    if kind == "weights":
+        return dict(pair_mask=torch.rand(len(y), columns, generator=generator))
     far = torch.randint(0, 4, (references,), generator=generator)
-    if kind == "soft labels": y, far = (torch.nn.functional.one_hot(o, 4).float() * 0.7 + 0.3 / 4 for o in (y, far))
+    if kind == "soft labels":
+        y, far = (torch.nn.functional.one_hot(o, 4).float() * 0.7 + 0.3 / 4 for o in (y, far))
     return dict(labels=y, **(dict(reference_labels=far) if references else {}))
 
 
@@ -60,24 +80,51 @@ def losses_and_gradients(x, reference, upstream, kwargs):
     "Losses and the gradients of embeddings and reference, in float64"
     x, reference = x.detach().clone().requires_grad_(), reference.detach().clone().requires_grad_()
     value = loss(x, **(dict(reference=reference) if len(reference) else {}), **kwargs)
-    grads = torch.autograd.grad((value * upstream).sum() if value.ndim else value, (x, reference), allow_unused=True)
+    grads = torch.autograd.grad(
+        (value * upstream).sum() if value.ndim else value, (x, reference), allow_unused=True
+    )
     return [o.double() for o in (value.detach(), *grads) if o is not None]
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(batches, settings_of_loss, kinds_of_pairs, st.integers(0, 6), st.integers(1, 40), st.sampled_from(["mean", "sum", "none"]),
-       st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]), st.booleans())
-def test_fused_in_blocks_of_any_size_is_plain(batch, kwargs, kind, references, rows, reduction, dtype, normalize):
+@given(
+    batches,
+    settings_of_loss,
+    kinds_of_pairs,
+    st.integers(0, 6),
+    st.integers(1, 40),
+    st.sampled_from(["mean", "sum", "none"]),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    st.booleans(),
+)
+def test_fused_in_blocks_of_any_size_is_plain(
+    batch, kwargs, kind, references, rows, reduction, dtype, normalize
+):
     x, y = make(**batch)
     generator = torch.Generator().manual_seed(batch["seed"])
-    reference, upstream = torch.randn(references, batch["width"], generator=generator), torch.randn(x.shape[:2], generator=generator)
-    kwargs = dict(kwargs, reduction=reduction, normalize=normalize, **make_pairs(kind, y, references, generator))
-    if not normalize: x, reference = (torch.nn.functional.normalize(o, dim=-1) for o in (x, reference))
+    reference, upstream = (
+        torch.randn(references, batch["width"], generator=generator),
+        torch.randn(x.shape[:2], generator=generator),
+    )
+    kwargs = dict(
+        kwargs,
+        reduction=reduction,
+        normalize=normalize,
+        **make_pairs(kind, y, references, generator),
+    )
+    if not normalize:
+        x, reference = (torch.nn.functional.normalize(o, dim=-1) for o in (x, reference))
     x, reference = x.to(dtype), reference.to(dtype)
-    exact = losses_and_gradients(x.double(), reference.double(), upstream, dict(kwargs, backend="plain"))
+    exact = losses_and_gradients(
+        x.double(), reference.double(), upstream, dict(kwargs, backend="plain")
+    )
     with patch("asymcl.fused._block_rows", lambda columns: rows):
         fused = losses_and_gradients(x, reference, upstream, dict(kwargs, backend="fused"))
-    value, digits = {torch.float64: (1e-8, 1e-8), torch.float32: (1e-4, 1e-3)}.get(dtype, (1e-4, 2e-2))
+    value, digits = {torch.float64: (1e-8, 1e-8), torch.float32: (1e-4, 1e-3)}.get(
+        dtype, (1e-4, 2e-2)
+    )
     for i, (a, b) in enumerate(zip(fused, exact, strict=True)):
         scale = (1 + kwargs["eta"]) / kwargs["temperature"] if i else 1 + kwargs["eta"]
-        assert (a - b).abs().max() <= (digits if i else value) * (b.abs().max() + 1e-3 * scale), f"output {i}"
+        assert (a - b).abs().max() <= (digits if i else value) * (b.abs().max() + 1e-3 * scale), (
+            f"output {i}"
+        )

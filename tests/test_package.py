@@ -1,4 +1,5 @@
 """What a stranger gets: the wheel's metadata and contents, an import that stays light."""
+
 import configparser
 import email
 import subprocess
@@ -19,14 +20,25 @@ def wheel(tmp_path_factory):
     source = out / "source"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     names = [n for n in tracked.stdout.split("\0") if n and (ROOT / n).is_file()]
-    if tracked.returncode or not names: pytest.skip("not a git checkout")
+    if tracked.returncode or not names:
+        pytest.skip("not a git checkout")
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-    with zipfile.ZipFile(next(out.glob("*.whl"))) as archive: yield archive
+    with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:
+        yield archive
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +50,17 @@ def settings():
 
 def dist_info(wheel, name):
     "Text of a file of the wheel's dist-info folder"
-    return wheel.read(next(n for n in wheel.namelist() if n.endswith(f".dist-info/{name}"))).decode()
+    return wheel.read(
+        next(n for n in wheel.namelist() if n.endswith(f".dist-info/{name}"))
+    ).decode()
 
 
-def lines(text): return [line.strip() for line in text.splitlines() if line.strip()]
+def lines(text):
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def normal(requirement): return requirement.replace(" ", "").replace('"', "'").split(";")[0].lower()
+def normal(requirement):
+    return requirement.replace(" ", "").replace('"', "'").split(";")[0].lower()
 
 
 def parts(requirement):
@@ -72,25 +88,36 @@ def test_metadata_is_that_of_settings_and_pyproject(wheel, settings):
 def test_requirements_and_extras(wheel, settings):
     required = email.message_from_string(dist_info(wheel, "METADATA")).get_all("Requires-Dist")
     plain = {parts(r) for r in required if "extra" not in r}
-    extras = {name: {parts(r) for r in required if f"extra == '{name}'" in r.replace('"', "'")} for name in ("tune", "onnx", "dev")}
+    extras = {
+        name: {parts(r) for r in required if f"extra == '{name}'" in r.replace('"', "'")}
+        for name in ("tune", "onnx", "dev")
+    }
     assert plain == {parts(r) for r in lines(settings["requirements"])}
     assert extras["tune"] == {parts(r) for r in lines(settings["requirements_tune"])}
     assert extras["onnx"] == {parts(r) for r in lines(settings["requirements_onnx"])}
-    assert extras["dev"] == {parts(r) for r in lines(settings["requirements_dev"])} | extras["tune"] | extras["onnx"]
+    assert (
+        extras["dev"]
+        == {parts(r) for r in lines(settings["requirements_dev"])} | extras["tune"] | extras["onnx"]
+    )
     assert len(required) == len(plain) + sum(map(len, extras.values()))
 
 
 def test_version_lives_in_the_package_alone(wheel):
     namespace = {}
     exec((ROOT / "asymcl/__init__.py").read_text(), namespace)
-    assert email.message_from_string(dist_info(wheel, "METADATA"))["Version"] == namespace["__version__"]
+    assert (
+        email.message_from_string(dist_info(wheel, "METADATA"))["Version"]
+        == namespace["__version__"]
+    )
     assert "version" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_console_scripts(wheel, settings):
     entries = configparser.ConfigParser(delimiters=["="])
     entries.read_string(dist_info(wheel, "entry_points.txt"))
-    assert [f"{k} = {v}" for k, v in entries["console_scripts"].items()] == lines(settings["console_scripts"])
+    assert [f"{k} = {v}" for k, v in entries["console_scripts"].items()] == lines(
+        settings["console_scripts"]
+    )
 
 
 def test_wheel_holds_modules_sample_and_licences(wheel):
@@ -105,17 +132,49 @@ def test_wheel_holds_modules_sample_and_licences(wheel):
 
 def test_losses_import_neither_fastai_nor_torchvision():
     heavy = {"fastai", "torchvision", "sklearn", "matplotlib"}
-    code = f"import sys, asymcl.losses, asymcl.distributed; print(sorted({heavy} & set(sys.modules)))"
+    code = (
+        f"import sys, asymcl.losses, asymcl.distributed; print(sorted({heavy} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_lower_parts_never_import_higher_ones():
-    order = ["fused", "losses", "distributed", "imbalance", "metrics", "plots", "statistics", "models", "views", "datasets", "image_files",
-             "own_images", "synthetic", "isic", "download", "baselines", "checkpoint", "guards", "inference", "two_stage", "experiment",
-             "report", "tune", "cli", "predict"]
-    assert sorted(order) == sorted(p.stem for p in (ROOT / "asymcl").glob("*.py") if not p.stem.startswith("_"))
+    order = [
+        "fused",
+        "losses",
+        "distributed",
+        "imbalance",
+        "metrics",
+        "plots",
+        "statistics",
+        "models",
+        "views",
+        "datasets",
+        "image_files",
+        "own_images",
+        "synthetic",
+        "isic",
+        "download",
+        "baselines",
+        "checkpoint",
+        "guards",
+        "inference",
+        "two_stage",
+        "experiment",
+        "report",
+        "tune",
+        "cli",
+        "predict",
+    ]
+    assert sorted(order) == sorted(
+        p.stem for p in (ROOT / "asymcl").glob("*.py") if not p.stem.startswith("_")
+    )
     for rank, name in enumerate(order):
         text = (ROOT / f"asymcl/{name}.py").read_text()
-        above = [o for o in order[rank + 1:] if f"asymcl.{o} import" in text or f"from .{o} import" in text]
+        above = [
+            o
+            for o in order[rank + 1 :]
+            if f"asymcl.{o} import" in text or f"from .{o} import" in text
+        ]
         assert not above, f"{name} imports {above}"

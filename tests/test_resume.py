@@ -1,4 +1,5 @@
 """A training that is killed and started again loses nothing: the harness of benchmarks/kills.py, with a few kills."""
+
 import json
 import os
 import signal
@@ -11,14 +12,33 @@ import pytest
 from asymcl.checkpoint import fit_kept
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks, which this system cannot")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="the harness forks, which this system cannot"
+)
 
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
-    out = tmp_path_factory.mktemp("kills")/"kills.json"
-    command = [sys.executable, "-W", "ignore", ROOT/"benchmarks"/"kills.py", "--kills", "6", "--seed", "1", "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    out = tmp_path_factory.mktemp("kills") / "kills.json"
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        ROOT / "benchmarks" / "kills.py",
+        "--kills",
+        "6",
+        "--seed",
+        "1",
+        "--out",
+        out,
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ | dict(OMP_NUM_THREADS="1"),
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text()) | dict(said=done.stderr)
 
@@ -31,9 +51,15 @@ def test_kills_lose_no_finished_epoch_and_change_no_bit(figures):
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_signals_leave_a_usable_state_and_say_so_in_one_line(figures, name, code):
     ended = figures[name]
-    assert ended["exit_code"] == code and ended["same_figures"] and ended["kept"] >= ended["reported"] >= 1
+    assert (
+        ended["exit_code"] == code
+        and ended["same_figures"]
+        and ended["kept"] >= ended["reported"] >= 1
+    )
     lines = [line for line in figures["said"].splitlines() if name in line]
-    assert len(lines) == 1 and lines[0].startswith(f"stopped: {ended['kept']} finished epochs of stage_1 are kept in "), figures["said"]
+    assert len(lines) == 1 and lines[0].startswith(
+        f"stopped: {ended['kept']} finished epochs of stage_1 are kept in "
+    ), figures["said"]
 
 
 ORPHAN = """
@@ -52,11 +78,17 @@ fit_kept(None, sys.argv[1], "training", fit)
 
 
 def test_a_worker_that_outlives_a_killed_training_does_not_keep_its_folder(tmp_path):
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", ORPHAN, tmp_path], stdout=subprocess.PIPE, text=True, timeout=120)
+    killed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ORPHAN, tmp_path],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
     assert killed.returncode == -signal.SIGKILL
     worker, trained = int(killed.stdout), []
     try:
         os.kill(worker, 0)
         fit_kept(None, tmp_path, "training", trained.append)
-    finally: os.kill(worker, signal.SIGKILL)
+    finally:
+        os.kill(worker, signal.SIGKILL)
     assert trained

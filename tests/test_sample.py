@@ -1,4 +1,5 @@
 "The bundled sample and the script that builds it"
+
 import gzip
 import importlib.util
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_sample_is_what_the_tool_builds_from_the_originals(tool):
 def test_sample_training_images_stem_from_the_official_training_part_only():
     def images(folder, part):
         return {x.numpy().tobytes() for x in read_idx(folder / f"{part}-images-idx3-ubyte.gz")}
+
     train, test = images(FULL, "train"), images(FULL, "t10k")
     assert images(ROOT / "asymcl" / "sample", "train") <= train - test
     assert images(ROOT / "asymcl" / "sample", "t10k") <= test - train

@@ -1,6 +1,7 @@
 """The site in docs/ as a reader meets it, in headless Chromium: it loads, fits, can be read and searched, in light, in dark and on a phone.
 
 ASYMCL_SITE names another folder to test, such as a copy of docs/ that was broken on purpose."""
+
 import json
 import os
 import re
@@ -16,24 +17,49 @@ from xml.etree import ElementTree
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the site is tested with playwright, which is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-if not BROWSER: pytest.skip("the site is tested in Chromium, which is not installed", allow_module_level=True)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the site is tested with playwright, which is not installed"
+)
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+)
+BROWSER = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+if not BROWSER:
+    pytest.skip("the site is tested in Chromium, which is not installed", allow_module_level=True)
 
 ROOT = Path(__file__).parent.parent
 SITE = Path(os.environ.get("ASYMCL_SITE", ROOT / "docs")).resolve()
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
-FOLDER = urlsplit(ADDRESS).path  # the published site is not at the root of its host, and 404.html relies on that
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+FOLDER = urlsplit(
+    ADDRESS
+).path  # the published site is not at the root of its host, and 404.html relies on that
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
 PATIENCE = 120_000  # milliseconds: on a busy machine a page takes long, and that is no fault of it
 playwright.expect.set_options(timeout=PATIENCE)
 
 PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html"))
-NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NOTEBOOKS = sorted(
+    p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+)
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-VIEWS = {"light": ("light", WIDE), "dark": ("dark", WIDE), "phone": ("light", NARROW), "dark phone": ("dark", NARROW)}
+VIEWS = {
+    "light": ("light", WIDE),
+    "dark": ("dark", WIDE),
+    "phone": ("light", NARROW),
+    "dark phone": ("dark", NARROW),
+}
 PAGE_VIEWS = ["light", "dark", "phone"]
 
 # What ends right of the column of text, outside boxes that scroll. A formula's copy for screen readers has no visible size, and KaTeX lets
@@ -51,7 +77,9 @@ TOO_WIDE = """() => {
   look(main);
   return found;
 }"""
-EMPTY_PICTURES = "() => [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
+EMPTY_PICTURES = (
+    "() => [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
+)
 # A heading's formulas stand in the table of contents once more
 FORMULAS = """() => {
   const count = (root, what) => root ? root.querySelectorAll(what).length : 0, main = document.querySelector("main");
@@ -75,15 +103,21 @@ THIN_OUT = """() => {
 
 class Handler(SimpleHTTPRequestHandler):
     "Serves the site where it will be published, and 404.html for what is not there, as GitHub Pages does"
+
     protocol_version = "HTTP/1.1"
 
     def handle(self):
         "Serve one reader, who may leave before a file has come in full"
-        with suppress(ConnectionError): super().handle()
+        with suppress(ConnectionError):
+            super().handle()
 
     def translate_path(self, path):
         "The file at an address"
-        return super().translate_path(path.removeprefix(FOLDER.rstrip("/"))) if path.startswith(FOLDER) else ""
+        return (
+            super().translate_path(path.removeprefix(FOLDER.rstrip("/")))
+            if path.startswith(FOLDER)
+            else ""
+        )
 
     def send_error(self, code, message=None, explain=None):
         "Answer with the site's own page"
@@ -121,18 +155,37 @@ class Visit:
     def __init__(self, browser, base, view):
         scheme, size = VIEWS[view]
         # without transitions, whose colours half-way would be measured
-        self.context = browser.new_context(color_scheme=scheme, viewport=size, reduced_motion="reduce")
+        self.context = browser.new_context(
+            color_scheme=scheme, viewport=size, reduced_motion="reduce"
+        )
         self.context.set_default_timeout(PATIENCE)
         self.page, self.base, self.problems = self.context.new_page(), base, []
-        self.page.on("console", lambda message: message.type == "error" and self.problems.append(f"console: {message.text}"))
+        self.page.on(
+            "console",
+            lambda message: (
+                message.type == "error" and self.problems.append(f"console: {message.text}")
+            ),
+        )
         self.page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
-        self.page.on("request", lambda request: request.url.startswith(base) or self.problems.append(f"asks for {request.url}"))
+        self.page.on(
+            "request",
+            lambda request: (
+                request.url.startswith(base) or self.problems.append(f"asks for {request.url}")
+            ),
+        )
         self.page.on("requestfailed", self.failed)
-        self.page.on("response", lambda response: response.status >= 400 and self.problems.append(f"{response.status}: {response.url}"))
+        self.page.on(
+            "response",
+            lambda response: (
+                response.status >= 400
+                and self.problems.append(f"{response.status}: {response.url}")
+            ),
+        )
 
     def failed(self, request):
         "Note a request without an answer, unless it was given up because the reader went on to another page"
-        if "ERR_ABORTED" not in request.failure: self.problems.append(f"{request.failure}: {request.url}")
+        if "ERR_ABORTED" not in request.failure:
+            self.problems.append(f"{request.failure}: {request.url}")
 
     def open(self, name):
         "Load a page of the site, its fonts included; returns its status"
@@ -156,35 +209,56 @@ def visit(browser, base):
         return visits[-1]
 
     yield start
-    for one in visits: one.context.close()
+    for one in visits:
+        one.context.close()
 
 
 def formulas_written(notebook):
     "How many formulas the text of a notebook has, outside its code; no docstring of the package has any"
-    text = "\n\n".join("".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "markdown")
-    text = re.sub(r"^ *(```+|~~~+).*?^ *\1|(`+)(?!`).+?(?<!`)\2(?!`)|\\\$", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = "\n\n".join(
+        "".join(c["source"])
+        for c in json.loads(notebook.read_text())["cells"]
+        if c["cell_type"] == "markdown"
+    )
+    text = re.sub(
+        r"^ *(```+|~~~+).*?^ *\1|(`+)(?!`).+?(?<!`)\2(?!`)|\\\$",
+        "",
+        text,
+        flags=re.DOTALL | re.MULTILINE,
+    )
     return len(re.findall(r"\$\$.+?\$\$|\$[^$]+\$", text, flags=re.DOTALL))
 
 
 def formula_problems(page, written):
     "What is wrong with the formulas of an open page whose notebook has `written` of them"
     seen = page.evaluate(FORMULAS)
-    problems = [] if seen["text"] == written else [f"{seen['text']} formulas, the notebook has {written}"]
+    problems = (
+        [] if seen["text"] == written else [f"{seen['text']} formulas, the notebook has {written}"]
+    )
     if seen["contents"] != seen["headings"]:
-        problems.append(f"{seen['contents']} formulas in the table of contents, {seen['headings']} in its headings")
-    if seen["broken"]: problems.append(f"{seen['broken']} formulas that KaTeX could not read")
-    if "$$" in page.inner_text("body"): problems.append("a formula shown as its source: $$")
+        problems.append(
+            f"{seen['contents']} formulas in the table of contents, {seen['headings']} in its headings"
+        )
+    if seen["broken"]:
+        problems.append(f"{seen['broken']} formulas that KaTeX could not read")
+    if "$$" in page.inner_text("body"):
+        problems.append("a formula shown as its source: $$")
     return problems
 
 
 def axe_problems(page, serious=False):
     "Violations by axe-core: of the rules of contrast and alternative text, or of every rule whose breach is serious; changes the page"
     options = {"resultTypes": ["violations"]}
-    if not serious: options["runOnly"] = ["color-contrast", "image-alt"]
+    if not serious:
+        options["runOnly"] = ["color-contrast", "image-alt"]
     page.evaluate(THIN_OUT)
     found = axe.Axe().run(page, options=options).response["violations"]
-    return [f"{v['id']}: {node['target']}: {' '.join(node['failureSummary'].split())}" for v in found
-            if not serious or v["impact"] in ("serious", "critical") for node in v["nodes"]]
+    return [
+        f"{v['id']}: {node['target']}: {' '.join(node['failureSummary'].split())}"
+        for v in found
+        if not serious or v["impact"] in ("serious", "critical")
+        for node in v["nodes"]
+    ]
 
 
 def look(visit, written):
@@ -201,7 +275,10 @@ def test_page_loads_fits_and_can_be_read(visit, view, name):
     reader = visit(view)
     assert reader.open(name) == 200
     problems = look(reader, formulas_written(notebook) if notebook.exists() else 0)
-    if view != "phone": problems += axe_problems(reader.page)  # slow; what only a phone shows is measured with its menus
+    if view != "phone":
+        problems += axe_problems(
+            reader.page
+        )  # slow; what only a phone shows is measured with its menus
     assert not problems, f"{name}, {view}:\n" + "\n".join(problems)
 
 
@@ -233,7 +310,10 @@ def test_a_fault_is_found(visit, script):
 
 def test_formulas_are_counted_outside_code(tmp_path):
     text = "$a$ and $b\n+c$\n\n$$\nd\n$$\n\n`$x$` ``$y`$`` \\$ 5\n\n```python\ncost = '$z$'\n```\n\n$e$"
-    cells = [{"cell_type": "markdown", "source": [text]}, {"cell_type": "code", "source": ["# $f$"]}]
+    cells = [
+        {"cell_type": "markdown", "source": [text]},
+        {"cell_type": "code", "source": ["# $f$"]},
+    ]
     (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}))
     assert formulas_written(tmp_path / "n.ipynb") == 4
 
@@ -253,7 +333,9 @@ def test_search_finds_the_loss(visit, view):
     def search():
         reader.open("tutorials/samplers.html")
         page.get_by_role("searchbox").fill("AFCL")
-        return page.locator("a.search-result[href*='api/losses.html']").filter(has_text="AFCL").first
+        return (
+            page.locator("a.search-result[href*='api/losses.html']").filter(has_text="AFCL").first
+        )
 
     search().click()
     page.wait_for_url("**/api/losses.html*")
@@ -267,7 +349,10 @@ def test_chosen_theme_stays(visit, scheme):
     reader = visit(scheme)
     page = reader.page
 
-    def dark(): return page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    def dark():
+        return (
+            page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+        )
 
     reader.open("index.html")
     assert dark() == (scheme == "dark")
@@ -303,7 +388,10 @@ def test_next_and_previous_lead_through_all_pages(visit):
     while page.locator(".nav-page-next a").count():
         page.locator(".nav-page-next a").click()
         page.wait_for_url(lambda url: not url.endswith(seen[-1]))
-        assert page.evaluate("document.querySelector('.nav-page-previous a').href") == reader.base + seen[-1]
+        assert (
+            page.evaluate("document.querySelector('.nav-page-previous a').href")
+            == reader.base + seen[-1]
+        )
         seen.append(reader.where)
     assert sorted([*seen, "404.html"]) == PAGES and not reader.problems
 
@@ -312,14 +400,18 @@ def test_next_and_previous_lead_through_all_pages(visit):
 def test_unknown_address_gets_a_page_that_leads_on(visit, address):
     reader = visit()
     assert reader.open(address) == 404
-    others = [p for p in reader.problems if address not in p and not p.startswith("console")]  # the address itself fails, nothing else
+    others = [
+        p for p in reader.problems if address not in p and not p.startswith("console")
+    ]  # the address itself fails, nothing else
     assert not others and reader.page.inner_text("h1") == "Page not found"
     reader.page.get_by_role("link", name="home page").click()
     reader.page.wait_for_url(reader.base + "index.html")
 
 
 def test_every_notebook_has_its_page_and_the_sitemap_lists_all():
-    expected = sorted(n.relative_to(ROOT / "nbs").with_suffix(".html").as_posix() for n in NOTEBOOKS)
+    expected = sorted(
+        n.relative_to(ROOT / "nbs").with_suffix(".html").as_posix() for n in NOTEBOOKS
+    )
     assert sorted([*expected, "404.html"]) == PAGES
     entries = ElementTree.parse(SITE / "sitemap.xml").iterfind(".//{*}loc")
     assert sorted(e.text for e in entries) == [ADDRESS + name for name in expected]

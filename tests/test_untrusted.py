@@ -1,4 +1,5 @@
 """Files that come from anyone: no road leads from them to code that runs."""
+
 import ast
 import hashlib
 import json
@@ -18,22 +19,33 @@ ROOT = Path(__file__).parent.parent
 UNPICKLERS = {"pickle", "joblib", "shelve", "marshal", "dill", "cloudpickle"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT/"asymcl").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "asymcl").glob("*.py")), ids=lambda path: path.name)
 def test_no_module_unpickles(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name.split(".")[0] for alias in node.names} | {(getattr(node, "module", None) or "").split(".")[0]}
+            names = {alias.name.split(".")[0] for alias in node.names} | {
+                (getattr(node, "module", None) or "").split(".")[0]
+            }
             assert not names & UNPICKLERS, f"line {node.lineno}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
             call = f"{node.func.value.id}.{node.func.attr}"
-            assert call != "torch.load" and node.func.attr not in ("load_learner", "read_pickle"), f"line {node.lineno}"
+            assert call != "torch.load" and node.func.attr not in ("load_learner", "read_pickle"), (
+                f"line {node.lineno}"
+            )
             if call in ("np.load", "numpy.load"):
-                allowed = {k.arg: getattr(k.value, "value", None) for k in node.keywords}.get("allow_pickle")
+                allowed = {k.arg: getattr(k.value, "value", None) for k in node.keywords}.get(
+                    "allow_pickle"
+                )
                 assert allowed is False, f"line {node.lineno}"
 
 
 class Attack:
     "Writes a file when it is unpickled"
+
     def __init__(self, path):
         self.path = path
 
@@ -44,36 +56,48 @@ class Attack:
 @pytest.fixture
 def model(tmp_path):
     data = fashion_mnist(train_total=100)
-    TrainedModel(small_encoder(), torch.nn.Linear(256, 2), data.classes, (1, 28, 28), *data.channel_stats()).save(tmp_path/"model")
-    return tmp_path/"model"
+    TrainedModel(
+        small_encoder(), torch.nn.Linear(256, 2), data.classes, (1, 28, 28), *data.channel_stats()
+    ).save(tmp_path / "model")
+    return tmp_path / "model"
 
 
 def predict(model, image):
-    return subprocess.run([sys.executable, "-m", "asymcl.predict", model, image], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "asymcl.predict", model, image],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("way", ["pickle", "torch.save"])
 def test_a_planted_pickle_is_refused_and_not_run(model, tmp_path, way):
-    described, attacked = json.loads((model/"model.json").read_text()), tmp_path/"attacked"
-    planted = model/"planted"
+    described, attacked = json.loads((model / "model.json").read_text()), tmp_path / "attacked"
+    planted = model / "planted"
     if way == "pickle":
         planted.write_bytes(pickle.dumps(Attack(attacked)))
     else:
         torch.save(Attack(attacked), planted)
     digest = hashlib.sha256(planted.read_bytes()).hexdigest()
-    planted.rename(model/f"model-{digest[:16]}.safetensors")
+    planted.rename(model / f"model-{digest[:16]}.safetensors")
     described |= dict(tensors=f"model-{digest[:16]}.safetensors", sha256=digest)
-    (model/"model.json").write_text(json.dumps(described))
-    done = predict(model, ROOT/"nbs"/"favicon.svg")
-    assert done.returncode == 2 and "is no safetensors file" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    (model / "model.json").write_text(json.dumps(described))
+    done = predict(model, ROOT / "nbs" / "favicon.svg")
+    assert (
+        done.returncode == 2
+        and "is no safetensors file" in done.stderr
+        and done.stderr.count("\n") == 1
+    ), done.stderr
     assert not attacked.exists()
     if way == "pickle":
-        pickle.loads((model/described["tensors"]).read_bytes())
+        pickle.loads((model / described["tensors"]).read_bytes())
         assert attacked.exists()  # the attack itself works
 
 
 def test_the_same_model_without_the_attack_answers(model, tmp_path):
     from PIL import Image
-    Image.new("L", (28, 28), 128).save(tmp_path/"grey.png")
-    done = predict(model, tmp_path/"grey.png")
+
+    Image.new("L", (28, 28), 128).save(tmp_path / "grey.png")
+    done = predict(model, tmp_path / "grey.png")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr

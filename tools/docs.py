@@ -11,6 +11,7 @@ The build fails, with everything it found, on a warning of smalldocs, a formula 
 recognised as one, a link left as text, output to stderr, an image without alternative text, a link or anchor that leads
 nowhere inside the site, anything that a page would fetch from another host, and a notebook that nbs/sidebar.yml does not list.
 """
+
 import base64
 import html
 import json
@@ -33,7 +34,9 @@ from smalldocs import config, layout, llms, site
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 EXPECTED_WARNINGS = (  # keys that nbdev writes for Quarto and smalldocs has no use for
-    "unknown key format-links", "format commonmark is not built", ": output-file is not read",
+    "unknown key format-links",
+    "format commonmark is not built",
+    ": output-file is not read",
 )
 DOWNLOADS = ("tutorials", "explanations")  # folders whose pages carry their notebook
 KATEX_SCRIPT = """
@@ -64,12 +67,18 @@ for (const box of document.querySelectorAll("main :is(pre, .cell-output-display,
 def process_notebooks():
     "Let nbdev turn nbs/ into the Quarto project _proc/; returns its path"
     if "asymcl" not in entry_points(group="nbdev").names:
-        raise SystemExit("asymcl is not installed here, so no name could be linked: pip install -e '.[dev]'")
+        raise SystemExit(
+            "asymcl is not installed here, so no name could be linked: pip install -e '.[dev]'"
+        )
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
-    os.environ["PYTHONWARNINGS"] = "ignore"  # for its processes: else a page shows what a library warns of where it is first imported
+    os.environ["PYTHONWARNINGS"] = (
+        "ignore"  # for its processes: else a page shows what a library warns of where it is first imported
+    )
     project = proc_nbs(force=True)
-    for path in project.rglob("*.ipynb"):  # smalldocs reads the underscores of `### Name.__repr__` as bold print
+    for path in project.rglob(
+        "*.ipynb"
+    ):  # smalldocs reads the underscores of `### Name.__repr__` as bold print
         escaped = re.sub(r"(### [\w.]+\.)__(\w+)__", r"\1\\\\_\\\\_\2\\\\_\\\\_", path.read_text())
         path.write_text(escaped)
     return project
@@ -79,14 +88,16 @@ def listed(contents, project):
     "The entries of a sidebar whose notebook exists, and without the sections that this leaves empty"
     kept = []
     for entry in contents:
-        if isinstance(entry, dict): entry = {**entry, "contents": listed(entry["contents"], project)}
-        if entry["contents"] if isinstance(entry, dict) else (project/entry).exists(): kept.append(entry)
+        if isinstance(entry, dict):
+            entry = {**entry, "contents": listed(entry["contents"], project)}
+        if entry["contents"] if isinstance(entry, dict) else (project / entry).exists():
+            kept.append(entry)
     return kept
 
 
 def write_sidebar(project):
     "Leave what is not written yet out of the project's sidebar; returns a problem for each notebook missing from it"
-    path = project/"sidebar.yml"
+    path = project / "sidebar.yml"
     sidebar = yaml.safe_load(path.read_text())
     sections = listed(sidebar["website"]["sidebar"]["contents"], project)
     sidebar["website"]["sidebar"]["contents"] = sections
@@ -98,39 +109,56 @@ def write_sidebar(project):
 
 def install_katex():
     "Install the pinned KaTeX below tools/, unless it is there; returns its folder of files to ship"
-    package = TOOLS/"node_modules/katex/package.json"
-    pinned = json.loads((TOOLS/"package.json").read_text())["dependencies"]["katex"]
+    package = TOOLS / "node_modules/katex/package.json"
+    pinned = json.loads((TOOLS / "package.json").read_text())["dependencies"]["katex"]
     if not package.exists() or json.loads(package.read_text())["version"] != pinned:
         subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=TOOLS, check=True)
-    return package.parent/"dist"
+    return package.parent / "dist"
 
 
 def typeset(texts, sources):
     "Replace the formulas of all pages (path -> HTML) by KaTeX's HTML, in one call; returns the problems"
-    span = re.compile(r'(<span class="math (inline|display)">)\\[(\[](.*?)\\[)\]](</span>)', re.DOTALL)
-    def key(match): return html.unescape(match[3]), match[2] == "display"
+    span = re.compile(
+        r'(<span class="math (inline|display)">)\\[(\[](.*?)\\[)\]](</span>)', re.DOTALL
+    )
+
+    def key(match):
+        return html.unescape(match[3]), match[2] == "display"
+
     where = {}  # formula -> page it is first used on
     for path, text in texts.items():
-        for match in span.finditer(text): where.setdefault(key(match), path)
-    done = subprocess.check_output(["node", "-e", KATEX_SCRIPT], cwd=TOOLS, input=json.dumps(list(where)), text=True)
+        for match in span.finditer(text):
+            where.setdefault(key(match), path)
+    done = subprocess.check_output(
+        ["node", "-e", KATEX_SCRIPT], cwd=TOOLS, input=json.dumps(list(where)), text=True
+    )
     result = dict(zip(where, json.loads(done), strict=True))
     for path, text in texts.items():
         texts[path] = span.sub(lambda m: m[1] + result[key(m)].get("html", "") + m[4], text)
     print(f"{len(result)} different formulas")
-    return [f"nbs/{sources[where[f]]}: {f[0]!r}: {r['error']}" for f, r in result.items() if "error" in r]
+    return [
+        f"nbs/{sources[where[f]]}: {f[0]!r}: {r['error']}"
+        for f, r in result.items()
+        if "error" in r
+    ]
 
 
 def ship_katex(dist, out):
     "Copy KaTeX's stylesheet and its woff2 fonts into the site"
-    shutil.copytree(dist/"fonts", out/"fonts", ignore=shutil.ignore_patterns("*.woff", "*.ttf"))
-    css = (dist/"katex.min.css").read_text()
-    (out/"katex.min.css").write_text(re.sub(r',url\([^)]*\.(?:woff|ttf)\) format\("\w+"\)', "", css))
+    shutil.copytree(dist / "fonts", out / "fonts", ignore=shutil.ignore_patterns("*.woff", "*.ttf"))
+    css = (dist / "katex.min.css").read_text()
+    (out / "katex.min.css").write_text(
+        re.sub(r',url\([^)]*\.(?:woff|ttf)\) format\("\w+"\)', "", css)
+    )
 
 
 def wrap_lines(match):
     "Printed text, each line in an element that wraps, where one is longer than the column; a table, which has a rule, stays"
     lines = match[2].splitlines(keepends=True)
-    if max(map(len, lines), default=0) <= COLUMN or any(re.fullmatch(r"[- ]*---[- ]*\n?", line) for line in lines): return match[0]
+    if max(map(len, lines), default=0) <= COLUMN or any(
+        re.fullmatch(r"[- ]*---[- ]*\n?", line) for line in lines
+    ):
+        return match[0]
     return match[1] + "".join(f'<span class="line">{line}</span>' for line in lines) + match[3]
 
 
@@ -139,22 +167,35 @@ def localise(text, page, out, base):
 
     That is the formulas of the table of contents, printed sentences that wrap, boxes that scroll within reach of the keyboard and with a
     sign that they do, a class for pictures to keep large on a phone, a button to download a notebook."""
-    up = "../"*(len(page.out.parts) - 1)
+    up = "../" * (len(page.out.parts) - 1)
     text = re.sub(rf'\s*<script src="{re.escape(layout.KATEX)}[^>]*></script>', "", text)
-    text = text.replace(layout.KATEX, f"{up}site_libs/katex").replace(f'href="{base}', f'href="{up or "./"}')
-    for picture in (out/page.out.parent).glob(f"{page.src.stem}_files/*.png"):
+    text = text.replace(layout.KATEX, f"{up}site_libs/katex").replace(
+        f'href="{base}', f'href="{up or "./"}'
+    )
+    for picture in (out / page.out.parent).glob(f"{page.src.stem}_files/*.png"):
         png, name = picture.read_bytes(), f"{picture.parent.name}/{picture.name}"
         text = text.replace(f"data:image/png;base64,{base64.b64encode(png).decode()}", name)
         if int.from_bytes(png[16:20]) > WIDE:  # a PNG file has its width there
             text = text.replace(f'src="{name}" class="', f'src="{name}" class="wide ')
     for ident, heading in re.findall(r'<h\d[^>]* data-anchor-id="([^"]+)"[^>]*>(.*?)</h\d>', text):
         if 'class="math' in heading:  # the table of contents has its TeX as plain text
-            text = re.sub(rf'( data-scroll-target="#{re.escape(ident)}">)[^<]*', lambda m, heading=heading: m[1] + heading, text)
-    text = re.sub(r'(<div class="cell-output cell-output-stdout">\s*<pre><code>)(.*?)(</code>)', wrap_lines, text, flags=re.DOTALL)
+            text = re.sub(
+                rf'( data-scroll-target="#{re.escape(ident)}">)[^<]*',
+                lambda m, heading=heading: m[1] + heading,
+                text,
+            )
+    text = re.sub(
+        r'(<div class="cell-output cell-output-stdout">\s*<pre><code>)(.*?)(</code>)',
+        wrap_lines,
+        text,
+        flags=re.DOTALL,
+    )
     text = text.replace("<pre", '<pre tabindex="0"').replace("</body>", f"{SCROLL_SCRIPT}</body>")
     if page.src.parts[0] in DOWNLOADS:
         button = f'<a class="btn btn-sm btn-outline-primary" href="{page.src.name}" download>Download this notebook</a>'
-        text = text.replace('<div class="quarto-title-meta"></div></header>', f"{button}</header>", 1)
+        text = text.replace(
+            '<div class="quarto-title-meta"></div></header>', f"{button}</header>", 1
+        )
     if page.out.name == "404.html":  # a host shows it in place of a page at any depth
         text = text.replace("<head>", f'<head>\n<base href="{urlsplit(base).path}">', 1)
     return text
@@ -163,17 +204,21 @@ def localise(text, page, out, base):
 def finish_site(built, base):
     "Typeset a smalldocs site and take out what points to other hosts or to the time of the build; returns the problems"
     out = built.out
-    pages = {out/page.out: page for page in built.pages.values()}
+    pages = {out / page.out: page for page in built.pages.values()}
     texts = {path: localise(path.read_text(), page, out, base) for path, page in pages.items()}
     dist = install_katex()
     problems = typeset(texts, {path: page.src for path, page in pages.items()})
-    for path, text in texts.items(): path.write_text(text)
+    for path, text in texts.items():
+        path.write_text(text)
     for path, page in pages.items():
-        if page.src.parts[0] in DOWNLOADS: shutil.copy(ROOT/"nbs"/page.src, path.with_suffix(".ipynb"))
-    ship_katex(dist, out/"site_libs/katex")
-    for css in (out/"site_libs/themes").glob("*.css"):
-        css.write_text(re.sub(r'@import\s*(?:url\([^)]*\)|"[^"]*"|\'[^\']*\')[^;]*;', "", css.read_text()))
-    sitemap = out/"sitemap.xml"
+        if page.src.parts[0] in DOWNLOADS:
+            shutil.copy(ROOT / "nbs" / page.src, path.with_suffix(".ipynb"))
+    ship_katex(dist, out / "site_libs/katex")
+    for css in (out / "site_libs/themes").glob("*.css"):
+        css.write_text(
+            re.sub(r'@import\s*(?:url\([^)]*\)|"[^"]*"|\'[^\']*\')[^;]*;', "", css.read_text())
+        )
+    sitemap = out / "sitemap.xml"
     no_entry = r"\s*<lastmod>.*?</lastmod>|\s*<url>\s*<loc>[^<]*/404\.html</loc>.*?</url>"
     sitemap.write_text(re.sub(no_entry, "", sitemap.read_text(), flags=re.DOTALL))
     return problems
@@ -191,28 +236,42 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         "Note the ids, links, sub-resources and missing alternative texts of a tag"
         attrs = dict(attrs)
-        if tag in ("pre", "code", "script", "style"): self.open.append(tag)
+        if tag in ("pre", "code", "script", "style"):
+            self.open.append(tag)
         if "id" in attrs:
             self.ids.add(attrs["id"])
             self.last_id = attrs["id"]
-        if tag == "a": self.links.append(attrs.get("href"))
-        if tag == "link" and attrs.get("rel") not in ("canonical", "alternate"): self.resources.append(attrs["href"])
+        if tag == "a":
+            self.links.append(attrs.get("href"))
+        if tag == "link" and attrs.get("rel") not in ("canonical", "alternate"):
+            self.resources.append(attrs["href"])
         self.resources += [attrs[a] for a in ("src", "data", "poster") if attrs.get(a)]
-        self.resources += [part.split()[0] for part in (attrs.get("srcset") or "").split(",") if part.strip()]
+        self.resources += [
+            part.split()[0] for part in (attrs.get("srcset") or "").split(",") if part.strip()
+        ]
         self.resources += css_resources(attrs.get("style") or "")
-        if "cell-output-stderr" in (attrs.get("class") or ""): self.problems.append(f"output to stderr, after #{self.last_id}")
-        if tag == "img" and not attrs.get("alt"): self.problems.append(f"image without alternative text, after #{self.last_id}")
+        if "cell-output-stderr" in (attrs.get("class") or ""):
+            self.problems.append(f"output to stderr, after #{self.last_id}")
+        if tag == "img" and not attrs.get("alt"):
+            self.problems.append(f"image without alternative text, after #{self.last_id}")
 
     def handle_endtag(self, tag):
         "Leave a stretch of code"
-        if self.open and tag == self.open[-1]: self.open.pop()
+        if self.open and tag == self.open[-1]:
+            self.open.pop()
 
     def handle_data(self, data):
         "Look for formulas and links left as text, and for what a style element fetches"
-        if self.open[-1:] == ["style"]: self.resources += css_resources(data)
-        if self.open: return
-        if re.match(r"\]\(\S+\)", data): self.problems.append(f"link around a name that nbdev links by itself: {data[:80]!r}")
-        if "$" in data: self.problems.append(f"formula not recognised, or a dollar sign to put in backticks: {data.strip()[:80]!r}")
+        if self.open[-1:] == ["style"]:
+            self.resources += css_resources(data)
+        if self.open:
+            return
+        if re.match(r"\]\(\S+\)", data):
+            self.problems.append(f"link around a name that nbdev links by itself: {data[:80]!r}")
+        if "$" in data:
+            self.problems.append(
+                f"formula not recognised, or a dollar sign to put in backticks: {data.strip()[:80]!r}"
+            )
 
 
 def css_resources(css):
@@ -223,9 +282,11 @@ def css_resources(css):
 def leads_nowhere(href, path, out, pages):
     "Whether a link on the page or stylesheet `path` has no file, or no anchor, in the site `out`"
     parts = urlsplit(href)
-    target = (path.parent/unquote(parts.path)).resolve() if parts.path else path
-    if target.is_dir(): target /= "index.html"
-    if not target.is_file() or out not in target.parents: return True
+    target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+    if target.is_dir():
+        target /= "index.html"
+    if not target.is_file() or out not in target.parents:
+        return True
     return target in pages and unquote(parts.fragment) not in pages[target].ids
 
 
@@ -237,14 +298,21 @@ def check_site(out):
         name = path.relative_to(out)
         problems += [f"{name}: {p}" for p in page.problems]
         inside = {h for h in page.links if h and not urlsplit(h).scheme and not h.startswith("//")}
-        problems += [f"{name}: broken link {h}" for h in sorted(inside) if leads_nowhere(h, path, out, pages)]
+        problems += [
+            f"{name}: broken link {h}" for h in sorted(inside) if leads_nowhere(h, path, out, pages)
+        ]
         fetched += [(path, r) for r in page.resources]
-    fetched += [(path, r) for path in sorted(out.rglob("*.css")) for r in css_resources(path.read_text())]
+    fetched += [
+        (path, r) for path in sorted(out.rglob("*.css")) for r in css_resources(path.read_text())
+    ]
     for path, resource in fetched:
-        if resource.startswith(("data:", "#")): continue
+        if resource.startswith(("data:", "#")):
+            continue
         outside = urlsplit(resource).scheme or resource.startswith("/")
-        if outside: problems.append(f"{path.relative_to(out)}: fetches {resource}")
-        elif leads_nowhere(resource.partition("#")[0], path, out, {}): problems.append(f"{path.relative_to(out)}: no file {resource}")
+        if outside:
+            problems.append(f"{path.relative_to(out)}: fetches {resource}")
+        elif leads_nowhere(resource.partition("#")[0], path, out, {}):
+            problems.append(f"{path.relative_to(out)}: no file {resource}")
     return problems
 
 
@@ -254,12 +322,22 @@ def write_readme(built, base):
     Its links and pictures point into the published site, so that a code host and a package index can both show them."""
     page = built.pages[PurePosixPath("index.ipynb")]
 
-    def link(href): return href if urlsplit(href).scheme or href.startswith("#") else base + built.resolve(href, page)
+    def link(href):
+        return (
+            href
+            if urlsplit(href).scheme or href.startswith("#")
+            else base + built.resolve(href, page)
+        )
 
     prose = llms.Prose(link, page.env)
-    text, pictures = llms.notebook((built.root/page.src).read_text(), {}, page.src.stem, prose, lambda cell: cell)
-    for name in pictures: text = text.replace(f"]({name})", f"]({base}{name})")
-    (ROOT/"README.md").write_text(llms.page_markdown(page.title, page.front.get("description", ""), text))
+    text, pictures = llms.notebook(
+        (built.root / page.src).read_text(), {}, page.src.stem, prose, lambda cell: cell
+    )
+    for name in pictures:
+        text = text.replace(f"]({name})", f"]({base}{name})")
+    (ROOT / "README.md").write_text(
+        llms.page_markdown(page.title, page.front.get("description", ""), text)
+    )
 
 
 def main():
@@ -274,7 +352,12 @@ def main():
     problems += [w for w in built.warnings if not any(e in w for e in EXPECTED_WARNINGS)]
     problems += finish_site(built, base)
     problems += check_site(built.out)
-    if problems: raise SystemExit("\n".join([*problems, f"{len(problems)} problems, docs/ and README.md are left as they were"]))
+    if problems:
+        raise SystemExit(
+            "\n".join(
+                [*problems, f"{len(problems)} problems, docs/ and README.md are left as they were"]
+            )
+        )
     docs = get_config().doc_path
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(built.out, docs)
@@ -282,4 +365,5 @@ def main():
     print(f"{len(built.pages)} pages in {docs.name}/")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

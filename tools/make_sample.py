@@ -8,6 +8,7 @@ first 900 shirts of the official training part, and every T-shirt and shirt of t
 order. The originals are recognised by their MD5 sums, so a training image can come from the training part only.
 `--check` writes nothing and compares the decompressed content (another zlib may compress to other bytes).
 """
+
 import argparse
 import gzip
 import hashlib
@@ -60,16 +61,22 @@ SOFTWARE.
 def original(folder, name):
     "The content of one original file, gzipped or not, or an error if it is anything else"
     zipped = folder / f"{name}.gz"
-    content = gzip.decompress(zipped.read_bytes()) if zipped.exists() else (folder / name).read_bytes()
+    content = (
+        gzip.decompress(zipped.read_bytes()) if zipped.exists() else (folder / name).read_bytes()
+    )
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != ORIGINALS[name]:
-        raise ValueError(f"{folder / name}: MD5 {found}, expected {ORIGINALS[name]}: not the original file")
+        raise ValueError(
+            f"{folder / name}: MD5 {found}, expected {ORIGINALS[name]}: not the original file"
+        )
     return content
 
 
 def part(folder, name):
     "Images (n, 28, 28) and labels (n,) of the official part `name`, 'train' or 't10k'"
-    images = np.frombuffer(original(folder, f"{name}-images-idx3-ubyte"), np.uint8, offset=16).reshape(-1, 28, 28)
+    images = np.frombuffer(
+        original(folder, f"{name}-images-idx3-ubyte"), np.uint8, offset=16
+    ).reshape(-1, 28, 28)
     return images, np.frombuffer(original(folder, f"{name}-labels-idx1-ubyte"), np.uint8, offset=8)
 
 
@@ -102,19 +109,27 @@ def write(files, out):
     (out / "LICENSE").write_text(LICENSE, encoding="utf-8")
     size = sum(f.stat().st_size for f in out.iterdir())
     if size > SIZE_LIMIT:
-        raise ValueError(f"{out} holds {size:,} bytes, at most {SIZE_LIMIT:,} are allowed: lower TRAIN_COUNTS")
+        raise ValueError(
+            f"{out} holds {size:,} bytes, at most {SIZE_LIMIT:,} are allowed: lower TRAIN_COUNTS"
+        )
     return size
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="folder with the four original files")
-    parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).parents[1] / "asymcl" / "sample")
+    parser.add_argument(
+        "out", type=Path, nargs="?", default=Path(__file__).parents[1] / "asymcl" / "sample"
+    )
     parser.add_argument("--check", action="store_true", help="compare OUT with what would be built")
     args = parser.parse_args()
     files = sample(args.source)
     if args.check:
-        differing = [name for name in files if gzip.decompress((args.out / name).read_bytes()) != files[name]]
+        differing = [
+            name for name in files if gzip.decompress((args.out / name).read_bytes()) != files[name]
+        ]
         print(f"differs: {', '.join(differing)}" if differing else f"{args.out}: the same content")
         sys.exit(bool(differing))
     print(f"{args.out}: {write(files, args.out):,} bytes")
