@@ -1580,10 +1580,12 @@ def test_states_come_back(folder, state):
 def test_temperature_and_threshold(logits, recall):
     x = torch.tensor(logits).view(-1, 2)
     y = torch.arange(len(x)) % 2
-    found = attempt(["logits"], fit_temperature, x, y)
-    assert found is REFUSED or 0.05 <= found <= 20
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="temperature .* is at a bound")
+        found = attempt(["logits"], fit_temperature, x, y)
+    assert found is REFUSED or 1e-3 <= found <= 1e3
     p = x.nan_to_num().softmax(1)[:, 1]
-    found = attempt(["recall"], threshold_for_recall, p, y == 1, recall)
+    found = attempt(["recall"], threshold_for_recall, p, y == 1, recall, None)
     assert found is REFUSED or (p[y == 1] >= found).float().mean() >= recall - 1e-6
 
 
