@@ -1591,7 +1591,7 @@ def test_temperature_and_threshold(logits, recall):
 
 @pytest.fixture(scope="module")
 def asked(folder, photos):
-    "A model that needs no encoder of one's own, and what it is asked about"
+    "A model without a custom encoder, and what it is applied to"
     from asymcl.models import small_encoder
 
     stats = torch.full((3,), 0.5), torch.full((3,), 0.2)
@@ -1601,7 +1601,16 @@ def asked(folder, photos):
     return [str(folder / "small"), "photos"]
 
 
-PREDICT = ["--out", "--embeddings", "--recall", "--rare", "--neighbours", "--device"]
+PREDICT = [
+    "--out",
+    "--embeddings",
+    "--recall",
+    "--confidence",
+    "--rare",
+    "--neighbours",
+    "--encoder",
+    "--device",
+]
 
 
 @fuzz(

@@ -1,0 +1,292 @@
+"""`asymcl-predict` as a process: killed and resumed, file names that are not UTF-8, custom encoders, and how fast it answers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from asymcl.inference import TrainedModel, decide, fit_temperature
+from asymcl.predict import predict_command
+
+OWN = """
+import os, time
+from torch import nn
+
+class Means(nn.Module):
+    "Means of the four quarters of an image; with HANG set, its second batch never ends"
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.BatchNorm1d(4))
+        self.batches = 0
+
+    def forward(self, x):
+        self.batches += len(x) > 1
+        while "HANG" in os.environ and self.batches > 1:
+            time.sleep(1)
+        return self.pool(x)
+
+def encoder():
+    return Means()
+
+def other():
+    return nn.Linear(2, 2)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "A folder with a model that has a custom encoder, and 300 tiny images, of which three are damaged"
+    folder = tmp_path_factory.mktemp("predict")
+    (folder / "own.py").write_text(OWN)
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(300):
+        pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"images/{i:03}.png")
+    for i in (5, 150, 299):
+        (folder / f"images/{i:03}.png").write_bytes(b"damaged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        from own import encoder
+
+        torch.manual_seed(0)
+        stats = torch.tensor([0.5]), torch.tensor([0.25])
+        logits, labels = torch.randn(200, 2), torch.arange(200) % 2
+        logits[:, 1] += labels
+        TrainedModel(
+            encoder(), torch.nn.Linear(4, 2), ("a", "b"), (1, 8, 8), *stats,
+            valid_logits=logits, valid_labels=labels, temperature=fit_temperature(logits, labels),
+            about={"train_counts": [90, 10]},
+        ).save("model")  # fmt: skip
+        yield folder
+
+
+def run(capsys, *arguments):
+    "Exit code and errors of the command, in this process"
+    try:
+        code = predict_command([str(a) for a in arguments])
+    except SystemExit as end:
+        code = end.code
+    return code, capsys.readouterr().err
+
+
+ASKED = ["model", "images", "--encoder", "own:encoder", "--recall", "0.9"]
+
+
+def outputs(name):
+    return ["--out", f"{name}.csv", "--embeddings", f"{name}.npy"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_command_keeps_its_rows_and_resumes(place, capsys):
+    assert run(capsys, *ASKED, *outputs("whole"))[0] == 1
+    command = [sys.executable, "-m", "asymcl.predict", *ASKED, *outputs("killed")]
+    process = subprocess.Popen(command, env=os.environ | {"HANG": "1"})
+    part, features = Path("killed.csv.part"), Path("killed.npy.part")
+    end = time.monotonic() + 200
+    while not (part.exists() and part.read_bytes().count(b"\n") > 1):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    whole = Path("whole.csv").read_bytes()
+    assert whole.startswith(part.read_bytes()) and len(pd.read_csv(part)) == 128
+    assert not Path("killed.csv").exists() and not Path("killed.npy").exists()
+
+    lines = whole.splitlines(keepends=True)
+    with open(part, "ab") as file:  # a torn chunk, as a kill between two writes leaves it
+        file.write(b"".join(lines[129:140])[:-3])
+    with open(features, "ab") as file:
+        file.write(b"torn")
+    code, err = run(capsys, *ASKED, *outputs("killed"))
+    assert code == 1 and "3 of 300 files could not be read" in err and "images/005.png" in err
+    for ending in ("csv", "npy"):
+        assert Path(f"killed.{ending}").read_bytes() == Path(f"whole.{ending}").read_bytes()
+    found = np.load("killed.npy", allow_pickle=False)
+    assert found.shape == (300, 4) and np.isnan(found).any(1).nonzero()[0].tolist() == [5, 150, 299]
+    assert not list(Path().glob("*.part*"))
+
+
+def test_resuming_reads_only_what_is_missing(place, capsys, monkeypatch):
+    asked = TrainedModel.predict_files
+
+    def stop(model, files, *args):
+        for i, answer in enumerate(asked(model, files, *args)):
+            if i == 200:
+                raise KeyboardInterrupt
+            yield answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainedModel, "predict_files", stop)
+        code, err = run(capsys, *ASKED, "--out", "again.csv")
+    assert (
+        code == 130
+        and "stopped after 128 files; the rows of 128 files are in again.csv.part" in err
+    )
+    seen = []
+    monkeypatch.setattr(
+        TrainedModel,
+        "predict_files",
+        lambda m, files, *a: seen.append(len(files)) or asked(m, files, *a),
+    )
+    code, err = run(capsys, *ASKED, "--out", "again.csv")
+    assert code == 1 and seen[-1] == 172 and len(pd.read_csv("again.csv")) == 300
+    code, err = run(capsys, *ASKED, "--out", "again.csv")
+    assert code == 2 and "again.csv exists already" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+@pytest.mark.parametrize("out", [["--out", "names.csv"], []])
+def test_a_file_name_that_is_not_utf_8_leaves_a_csv_that_can_be_read(place, out):
+    folder = os.fsencode(place) + b"/gr\xf6\xdfe" + (b"1" if out else b"2")
+    os.mkdir(folder)
+    Image.new("L", (8, 8), 99).save(os.fsdecode(folder + b"/\xff.png"))
+    Path(os.fsdecode(folder + b"/\xfe.png")).write_bytes(b"damaged")
+    command = [
+        sys.executable,
+        "-m",
+        "asymcl.predict",
+        "model",
+        folder,
+        "--encoder",
+        "own:encoder",
+        *out,
+    ]
+    done = subprocess.run(command, capture_output=True)
+    content = Path("names.csv").read_bytes() if out else done.stdout
+    assert done.returncode == 1
+    rows = content.decode().splitlines()
+    assert rows[1].startswith(place.as_posix() + r"/gr\xf6\xdfe") and r"\xfe.png" in rows[1]
+    assert (
+        len(rows) == 3
+        and r"\xff.png" in rows[2]
+        and r"\xfe.png: cannot be decoded" in done.stderr.decode()
+    )
+
+
+@pytest.mark.parametrize(
+    "encoder, message",
+    [
+        ([], "it has a custom encoder"),
+        ([], "asymcl-predict: --encoder module:function"),
+        (["--encoder", "own"], "argument --encoder: must be module:function"),
+        (
+            ["--encoder", "nowhere:encoder"],
+            "argument --encoder: module 'nowhere' cannot be imported",
+        ),
+        (["--encoder", "own:nothing"], "'nothing', which is not there"),
+        (["--encoder", "own:OWN"], "which is not there"),
+        (["--encoder", "own:time"], "which is a module"),
+        (["--encoder", "builtins:dict"], "must return a torch.nn.Module, got dict"),
+        (
+            ["--encoder", "own:other"],
+            "not a model that can be used (Error(s) in loading state_dict for Linear",
+        ),
+    ],
+)
+def test_wrong_encoders_are_one_line(place, capsys, encoder, message):
+    code, err = run(capsys, "model", "images", *encoder)
+    assert code == 2 and err.startswith("asymcl-predict: error: ")
+    assert message in err and err.count("\n") == 1
+
+
+def test_the_line_says_what_is_promised_and_too_few_images_are_an_error(place, capsys):
+    code, err = run(capsys, *ASKED)
+    assert code == 1 and "b if most probable, or from a probability of" in err
+    assert "for a recall of 0.9 with confidence 0.95; on the validation images recall" in err
+    assert "not calibrated" not in err
+    code, err = run(capsys, *ASKED[:-1], "0.99")
+    assert code == 2 and err.count("\n") == 1
+    assert (
+        "argument --recall: recall 0.99 with confidence 0.95 needs at least 299 validation" in err
+    )
+
+
+def test_probabilities_without_an_estimate_are_not_called_calibrated(place, capsys):
+    from asymcl.models import small_encoder
+
+    stats = torch.tensor([0.5]), torch.tensor([0.25])
+    logits, labels = torch.eye(2).repeat(4, 1) * 30, torch.arange(8) % 2
+    temperature = fit_temperature(logits, labels)
+    assert abs(30 / temperature - np.log(9)) < 1e-3  # probabilities of 1 - 1 / (8 + 2)
+    TrainedModel(
+        small_encoder(), torch.nn.Linear(256, 2), ("a", "b"), (1, 8, 8), *stats,
+        valid_logits=logits, valid_labels=labels, temperature=temperature,
+    ).save("separable")  # fmt: skip
+    code, err = run(capsys, "separable", "images/000.png")
+    assert code == 0 and err.count("\n") == 1
+    assert "the probabilities are not calibrated: the model makes no error on its 8" in err
+    code, err = run(capsys, "separable", "images/000.png", "--recall", "0.95", "--rare", "b")
+    assert code == 2 and "needs at least 59 validation images of the class, and there are 4" in err
+    code, err = run(capsys, "separable", "images/000.png", "--recall", "0.8")
+    assert code == 2 and "argument --rare: is needed" in err
+    arguments = ["--recall", "0.8", "--confidence", "none", "--rare", "b"]
+    code, err = run(capsys, "separable", "images/000.png", *arguments)
+    assert (
+        code == 0
+        and "for a recall of 0.8 on average; on the validation images recall 1.000 of 4" in err
+    )
+
+
+def model_of_scores(random, positives):
+    "A model of two classes whose validation split has some rare images, and such a score for new images"
+
+    def logits(n, rare):
+        x = torch.from_numpy(random.normal(3 * rare - 1.5, 1.5, (n, 1)))
+        return torch.cat([torch.zeros(n, 1, dtype=x.dtype), x], 1)
+
+    labels = torch.tensor([0] * 100 + [1] * positives)
+    valid = torch.cat([logits(100, 0), logits(positives, 1)])
+    temperature = fit_temperature(valid, labels)
+    model = TrainedModel(
+        None, None, ("frequent", "rare"), (1, 8, 8), temperature=temperature,
+        valid_logits=valid, valid_labels=labels,
+    )  # fmt: skip
+    return model, (logits(4000, 1) / temperature).softmax(1)
+
+
+@pytest.mark.parametrize("positives", [1, 2, 3, 4, 20, 60, 200])
+def test_a_required_recall_never_costs_recall_and_keeps_its_confidence(positives):
+    random, confidence, reached = np.random.default_rng(positives), 0.9, []
+    recall = min(0.9, 0.99 * (1 - confidence) ** (1 / positives))
+    for _ in range(200):
+        model, new = model_of_scores(random, positives)
+        threshold = model.threshold("rare", recall, confidence)
+        found, usual = decide(new, threshold) == 1, decide(new) == 1
+        assert (found | ~usual).all()  # what was rare stays rare
+        reached.append(found.float().mean().item() >= recall)
+        p = (model.valid_logits / model.temperature).softmax(1)
+        of_valid = decide(p, threshold)[model.valid_labels == 1] == 1
+        assert threshold.recall == pytest.approx(of_valid.float().mean().item())
+        with pytest.raises(
+            ValueError, match="at least .* validation images of the class, and there are"
+        ):
+            model.threshold("rare", 0.999, confidence)
+    low = confidence - 2.6 * (confidence * (1 - confidence) / 200) ** 0.5
+    assert np.mean(reached) >= low
+
+
+def test_help_and_bad_options_do_not_wait_for_torch():
+    code = """
+import sys
+from asymcl.predict import predict_command
+for arguments in (["--help"], ["model"], ["model", "image", "--recall", "2"]):
+    try:
+        predict_command(arguments)
+    except SystemExit:
+        pass
+assert not {"torch", "fastai", "scipy"} & set(sys.modules), "imported"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "argument --recall: must be a number between 0 and 1, got '2'" in done.stderr
