@@ -72,7 +72,11 @@ def _parser():
         metavar="FILE",
         help="CSV to write (default: standard output). It grows as FILE.part; if the command was stopped, the same command resumes",
     )
-    add("--overwrite", action="store_true", help="replacement of files that exist, from the first row on")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replacement of files that exist, from the first row on",
+    )
     add(
         "--recall",
         type=_share,
@@ -87,7 +91,11 @@ def _parser():
         metavar="SHARE",
         help="probability with which --recall is reached on new images, or none: on average (default: 0.95)",
     )
-    add("--rare", metavar="CLASS", help="class of --recall (default: that with the fewest training images)")
+    add(
+        "--rare",
+        metavar="CLASS",
+        help="class of --recall (default: that with the fewest training images)",
+    )
     add(
         "--neighbours",
         type=_count,
@@ -129,9 +137,7 @@ def _device(name):
     "The device of that name; ValueError where the machine has none"
     import torch
 
-    there = dict(
-        cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available()
-    )
+    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
     if not there[name]:
         raise ValueError(f"{name} is not available on this machine")
     return torch.device(name)
@@ -182,7 +188,11 @@ def _notes(model, threshold, options):
     if problem := model.calibration_problem:
         notes.append(f"the probabilities are not calibrated: {problem}")
     if threshold:
-        sure = "on average" if options.confidence is None else f"with confidence {options.confidence:g}"
+        sure = (
+            "on average"
+            if options.confidence is None
+            else f"with confidence {options.confidence:g}"
+        )
         notes.append(
             f"{model.classes[threshold.label]} if most probable, or from a probability of {threshold.value:.3g}, for a recall of "
             f"{options.recall:g} {sure}; on the validation images recall {threshold.recall:.3f} of {threshold.images}, "
@@ -210,7 +220,11 @@ def _row(answer, model, threshold, neighbours):
     from asymcl.inference import decide
 
     if answer.problem:
-        return [_plain(answer.file), *[""] * (2 + len(model.classes) + 3 * neighbours), answer.problem]
+        return [
+            _plain(answer.file),
+            *[""] * (2 + len(model.classes) + 3 * neighbours),
+            answer.problem,
+        ]
     p = answer.probabilities
     label = decide(p[None], threshold).item()
     near = []
@@ -423,7 +437,7 @@ def _to_stdout(columns):
     append([columns], [])
     yield [], append
 
-# %% ../nbs/api/predict.ipynb #6aca1741
+# %% ../nbs/api/predict.ipynb #7ffafade
 def _show_progress(done, total):
     "A bar that replaces itself, on a terminal"
     if sys.stderr.isatty():
@@ -432,7 +446,7 @@ def _show_progress(done, total):
 
 
 def _write_rows(model, threshold, files, options, state):
-    "Write a row for each file; `state` takes the number of rows, and the files with a problem"
+    "Write a row for each file; `state` takes the part, the number of its rows, and the files with a problem"
     names = [_plain(str(file)) for file in files]
     columns = _columns(model, options.neighbours)
     width = model.head.weight.shape[1]
@@ -440,6 +454,7 @@ def _write_rows(model, threshold, files, options, state):
     with table as (done, append):
         for note in _notes(model, threshold, options):
             print(f"{options.prog}: {note}", file=sys.stderr)
+        state.part = options.out and _part(options.out)
         state.done = len(done)
         state.problems += [(row[0], row[-1]) for row in done if row[-1]]
         answers = model.predict_files(files[len(done) :], CHUNK)
@@ -463,19 +478,21 @@ def _predict(options, state):
     model.predict_files([])  # raises an error for a model that cannot be applied to files
     if options.neighbours:
         with _argument("--neighbours"):
-            model.nearest(model.head.weight.new_zeros(1, model.head.weight.shape[1]), options.neighbours)
+            model.nearest(
+                model.head.weight.new_zeros(1, model.head.weight.shape[1]), options.neighbours
+            )
     threshold = _threshold(model, options)
     _write_rows(model, threshold, image_paths(options.paths), options, state)
 
 # %% ../nbs/api/predict.ipynb #cacf3e4f
 def _run(parser, options):
     "All that the command does; its exit code"
-    state = SimpleNamespace(done=0, problems=[])
+    state = SimpleNamespace(done=0, problems=[], part=None)
 
     def kept():
-        if not (options.out and state.done):
+        if not state.part:
             return ""
-        return f"; the rows of {state.done} files are in {_part(options.out)}, and the same command resumes"
+        return f"; the rows so far are in {state.part}, and the same command resumes"
 
     def end(code, message):
         line = "\n" if state.done and sys.stderr.isatty() else ""  # after the bar
@@ -484,7 +501,7 @@ def _run(parser, options):
     try:
         _predict(options, state)
     except (KeyboardInterrupt, SystemExit) as e:
-        end(getattr(e, "code", 130), f"stopped after {state.done} files")
+        end(getattr(e, "code", 130), "stopped")
     except BrokenPipeError:
         parser.exit(2)  # the reader has gone, as `head` does
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError, MemoryError) as e:
