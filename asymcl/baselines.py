@@ -21,7 +21,18 @@ from torch import nn
 
 from .datasets import TensorLoader
 from .imbalance import BalancedSampler
-from .losses import CL, _check_embeddings, _check_labels, _check_settings, _columns, _plain
+from .fused import reduce_losses
+from asymcl.losses import (
+    LossWithSettings,
+    SupConLoss,
+    check_embeddings,
+    check_labels,
+    check_settings,
+    plain_tensor,
+    reduction_shares,
+    scalar_temperature,
+    stack_columns,
+)
 from .models import classification_head
 
 # %% ../nbs/api/baselines.ipynb #9c03475e
@@ -105,6 +116,7 @@ class LDAMLoss(nn.Module):
     def __init__(
         self,
         counts,  # images per class (classes,), each >= 1
+        *,
         max_margin=0.5,  # margin > 0 of the rarest class, in units of the cosine
         scale=30.0,  # s > 0, as in the head
     ):
@@ -201,86 +213,94 @@ def _draw_positives(labels, k, views):
     return own | others & drawn
 
 # %% ../nbs/api/baselines.ipynb #929961c3
-class KCL(nn.Module):
-    """k-positive contrastive loss (Kang et al. 2021) of embeddings (n, d) and labels (n,), with positives from the batch.
+class KCL(SupConLoss):
+    """k-positive contrastive loss (Kang et al. 2021) of embeddings (n, d) or (n, views, d) and integer labels (n,).
 
-    Draws from PyTorch's generator; an anchor without positives counts zero. For one device.
+    Positives come from the batch. Draws from PyTorch's generator; an anchor without positives counts zero. For one device.
     Raises TypeError or ValueError naming the argument."""
 
     def __init__(
         self,
-        k=6,  # positives drawn for each anchor besides its own views, >= 0
-        temperature=0.07,  # > 0
-        views=2,  # views of each image, >= 1, in rows that follow one another
-        **settings,  # further settings of CL, such as reduction
+        *,
+        k=6,  # positives drawn for each anchor besides the other views of its image, >= 0
+        **settings,  # temperature and further settings of CL
     ):
-        super().__init__()
-        for name, value, least in [("k", k, 0), ("views", views, 1)]:
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        self.k, self.views, self.loss = k, views, CL(temperature, **settings)
+        super().__init__(**settings)
+        self.k = k
+
+    def __setattr__(self, name, value):
+        if name == "k" and not (isinstance(value, int) and value >= 0):
+            raise ValueError(f"k must be a whole number >= 0, got {value!r}")
+        super().__setattr__(name, value)
 
     def forward(self, embeddings, labels):
-        embeddings, labels = _checked_rows(embeddings, labels)
-        return self.loss(embeddings, pair_mask=_draw_positives(labels, self.k, self.views))
+        rows, labels, views = _checked_rows(embeddings, labels)
+        losses = super().forward(rows, pair_mask=_draw_positives(labels, self.k, views))
+        return losses.view(embeddings.shape[:-1]) if losses.ndim else losses
 
     def extra_repr(self):
-        return f"k={self.k}, views={self.views}"
+        return f"k={self.k}, {super().extra_repr()}"
 
 # %% ../nbs/api/baselines.ipynb #fbed2ce0
 def _checked_rows(embeddings, labels):
-    "Embeddings (n, d) and integer labels (n,) as plain tensors, or an error"
-    embeddings, labels = _plain(embeddings), _plain(labels)
-    _check_embeddings("embeddings", embeddings, "(n, d)", (2,))
-    _check_labels("labels", labels, len(embeddings))
+    "Embeddings (n * views, d), their integer labels (n * views,) and the number of views, as plain tensors on one device, or an error"
+    embeddings, labels = plain_tensor(embeddings), plain_tensor(labels)
+    check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
+    n = len(embeddings)
+    check_labels("labels", labels, n)
     if labels.ndim != 1:
-        raise ValueError(f"labels must have shape ({len(embeddings)},), got {tuple(labels.shape)}")
-    return embeddings, labels
+        raise ValueError(f"labels must have shape ({n},), got {tuple(labels.shape)}")
+    views = embeddings.shape[1] if embeddings.ndim == 3 else 1
+    labels = labels.to(embeddings.device).repeat_interleave(views)
+    return embeddings.flatten(0, -2), labels, views
 
 # %% ../nbs/api/baselines.ipynb #091af3f3
-def _class_average_losses(scores, labels, columns):
+def _class_average_losses(scores, positives, labels, columns):
     "BCL (n,) of scores (n, m), the first n of the m columns being the anchors; `labels` (n,) and `columns` (m,) are classes"
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
-    positives = (labels[:, None] == columns) & ~own
     size = (columns[:, None] == columns).sum(0)
-    others = (size - (labels[:, None] == columns).long()).clamp(
-        min=1
+    others = (
+        size - (labels[:, None] == columns).long()
     )  # of each column's class, without the anchor
-    total = (scores - others.log()).masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)
+    scores_per_image = (scores - others.clamp(min=1).log()).masked_fill(own, -torch.inf)
+    total = scores_per_image.logsumexp(1, keepdim=True)
     minus_log_p = (total - scores).masked_fill(~positives, 0)
     return minus_log_p.sum(1) / positives.sum(1).clamp(min=1)
 
 # %% ../nbs/api/baselines.ipynb #7a91babb
 def balanced_contrastive_loss(
-    embeddings,  # (n, d), scaled to length one; views stand in rows of their own
+    embeddings,  # (n, d), or (n, views, d) for several views of each image; scaled to length one
     labels,  # integers (n,), with prototypes in 0..classes-1
     prototypes=None,  # (classes, d), scaled to length one; None: no class-complement
-    temperature=0.1,  # > 0
-    reduction="mean",  # over anchors: "mean", "sum" or "none"
-):  # scalar, or (n,) with reduction="none"; float32, float64 for float64 embeddings
+    *,
+    temperature=0.1,  # number > 0, or scalar tensor, which may be learnt
+    reduction="mean",  # over anchors: "mean", "sum", "none", or "mean_positive" over those that have positives
+):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
     """L_BCL of Zhu et al. (2022): class-averaging and class-complement. An anchor without positives counts zero.
 
     Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
-    _check_settings(0.0, 0.0, temperature, "pairs", reduction, "auto")
-    embeddings, labels = _checked_rows(embeddings, labels)
+    check_settings(temperature=temperature, reduction=reduction)
+    rows, labels, _ = _checked_rows(embeddings, labels)
     if prototypes is not None:
-        _check_prototypes(prototypes, embeddings, labels)
-    z, n = (
-        _columns(embeddings, prototypes, temperature, normalize=True, check_values=True),
-        len(labels),
-    )
-    columns = torch.cat([labels, torch.arange(len(z) - n, device=labels.device)])
+        _check_prototypes(prototypes, rows, labels)
+    temperature = scalar_temperature(temperature, 0, rows, check_values=True)
+    z = stack_columns(rows, prototypes, temperature, normalize=True, check_values=True)
+    n = len(rows)
+    columns = torch.cat([labels, torch.arange(len(z) - n, device=z.device)])
+    positives = (labels[:, None] == columns).fill_diagonal_(False)
     if len(z) == 1:
         losses = 0 * z.sum(1)
     else:
         with torch.autocast(z.device.type, enabled=False):
-            losses = _class_average_losses(z[:n] @ z.T / temperature, labels, columns)
-    return losses if reduction == "none" else getattr(losses, reduction)()
+            scores = z[:n] @ z.T / temperature
+            losses = _class_average_losses(scores, positives, labels, columns)
+    losses = reduce_losses(losses, reduction_shares(reduction, losses, n, lambda: positives.any(1)))
+    return losses.view(embeddings.shape[:-1]) if reduction == "none" else losses
 
 # %% ../nbs/api/baselines.ipynb #3c23b130
 def _check_prototypes(prototypes, embeddings, labels):
     "Raise TypeError or ValueError unless `prototypes` is (classes, d) with a row for every label"
-    _check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
+    check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
     if prototypes.shape[1] != embeddings.shape[1]:
         raise ValueError(
             f"prototypes must have width {embeddings.shape[1]} as embeddings, got {prototypes.shape[1]}"
@@ -292,32 +312,32 @@ def _check_prototypes(prototypes, embeddings, labels):
         )
 
 # %% ../nbs/api/baselines.ipynb #df8cba2a
-class BCL(nn.Module):
+class BCL(LossWithSettings):
     """`balanced_contrastive_loss` with prototypes that are learnt as free parameters, `LearnPrototypes` being among the callbacks.
 
     Not the whole of Zhu et al. (2022): without their classifier branch, whose weights give the prototypes there. For one device.
-    Raises ValueError for values out of range."""
+    Raises TypeError or ValueError for values out of range."""
 
     def __init__(
         self,
         classes,  # number of classes, >= 1
+        *,
         size=128,  # dimensions of the embedding
-        temperature=0.1,  # > 0
+        temperature=0.1,  # number > 0, or an nn.Parameter with one value, which is learnt
+        reduction="mean",  # "mean", "sum", "none" or "mean_positive"
     ):
         super().__init__()
         if classes < 1:
             raise ValueError(f"classes must be at least 1, got {classes}")
-        _check_settings(0.0, 0.0, temperature, "pairs", "mean", "auto")
-        self.prototypes, self.temperature = (
-            nn.Parameter(F.normalize(torch.randn(classes, size), dim=1)),
-            temperature,
-        )
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(classes, size), dim=1))
+        self.temperature = temperature
+        self.reduction = reduction
 
     def forward(self, embeddings, labels):
-        return balanced_contrastive_loss(embeddings, labels, self.prototypes, self.temperature)
+        return balanced_contrastive_loss(embeddings, labels, self.prototypes, **self.settings)
 
     def extra_repr(self):
-        return f"classes={len(self.prototypes)}, temperature={self.temperature}"
+        return f"classes={len(self.prototypes)}, {super().extra_repr()}"
 
 # %% ../nbs/api/baselines.ipynb #2dec4e54
 class LearnPrototypes(Callback):

@@ -20,7 +20,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from .losses import AsymmetricFocalContrastiveLoss, asymmetric_focal_contrastive_loss
+from asymcl.losses import (
+    AsymmetricFocalContrastiveLoss,
+    asymmetric_focal_contrastive_loss,
+    has_positives,
+)
 
 # %% ../nbs/api/distributed.ipynb #f42b6409
 def join_ranks(
@@ -102,56 +106,65 @@ def mean_over_ranks(
     return own + (mean - own).detach()
 
 # %% ../nbs/api/distributed.ipynb #e5e06426
-def _own_sum(columns, labels, averaging, **settings):
-    "Sum of the losses of this rank's anchors, from the lists of all ranks' embeddings and labels"
-    rank, images = dist.get_rank() if len(columns) > 1 else 0, sum(map(len, columns))
-    own, rest = (
-        columns[rank],
-        torch.cat(columns[:rank] + columns[rank + 1 :]) if len(columns) > 1 else [],
-    )
-    if not len(own):
-        return 0 * sum(part.sum() for part in columns)
+def _own_sum(columns, labels, averaging, reduction, **settings):
+    "Sum of the losses of this rank's anchors, and how many they are, from the lists of all ranks' embeddings and labels"
+    rank = dist.get_rank() if len(columns) > 1 else 0
+    own, n = columns[rank], len(columns[rank])
+    views = own.shape[1] if own.ndim == 3 else 1
+    if not n:
+        return 0 * (sum(part.sum() for part in columns) + settings.get("temperature", 1)), 0
     others = {}
-    if len(rest):
-        views = rest.shape[1] if rest.ndim == 3 else 1
+    rest = columns[:rank] + columns[rank + 1 :]
+    if sum(map(len, rest)):
         rest_labels = torch.cat(labels[:rank] + labels[rank + 1 :]).repeat_interleave(views, 0)
-        others = dict(reference=rest.flatten(0, -2), reference_labels=rest_labels)
-    total = asymmetric_focal_contrastive_loss(
-        own, labels[rank], averaging=averaging, reduction="sum", **others, **settings
+        others = dict(reference=torch.cat(rest).flatten(0, -2), reference_labels=rest_labels)
+    if reduction == "mean_positive":
+        positive = has_positives(labels[rank], others.get("reference_labels"), views=views)
+        count = int(positive.sum()) * views
+    else:
+        reduction, count = "mean", n * views
+    mean = asymmetric_focal_contrastive_loss(
+        own, labels[rank], averaging=averaging, reduction=reduction, **others, **settings
     )
-    return total * len(own) / images if averaging == "batch" else total
+    share = n / sum(map(len, columns)) if averaging == "batch" else 1
+    return mean * count * share, count
 
 # %% ../nbs/api/distributed.ipynb #b133c9a1
 def distributed_loss(
     embeddings,  # (n, d) or (n, views, d) of this rank's images, of a floating type; n may differ between ranks and be 0
-    labels,  # integers (n,), or soft labels (n, classes)
+    labels,  # integers (n,), or soft labels (n, classes); moved to the embeddings' device
     *,
     averaging="pairs",  # "pairs" or "batch", which divides by the number of anchors of all ranks
-    reduction="mean",  # over the anchors of all ranks: "mean" or "sum"
+    reduction="mean",  # over the anchors of all ranks: "mean", "sum", or "mean_positive" over those that have positives on any rank
     **settings,  # gamma, eta, temperature and others of `asymmetric_focal_contrastive_loss`
 ):  # scalar, of the same value on every rank; gradients are to be averaged over ranks, as DDP does
     """The contrastive loss of the images of all ranks, of which this rank computes its own anchors.
 
-    Raises ValueError for `reduction="none"`, `reference` and `pair_mask`, which speak of one rank's images."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"across ranks, reduction must be mean or sum, got {reduction!r}")
+    Raises ValueError for `reduction="none"`, `reference` and `pair_mask`, which refer to one rank's images."""
+    if reduction not in ("mean", "sum", "mean_positive"):
+        raise ValueError(
+            f"across ranks, reduction must be mean, sum or mean_positive, got {reduction!r}"
+        )
     local = [
         name
         for name in ("reference", "reference_labels", "pair_mask")
         if settings.get(name) is not None
     ]
-    if local:
+    if local or settings.pop("reference_only", False):
         raise ValueError(
-            f"across ranks, the loss takes embeddings and labels alone, got {', '.join(local)}"
+            f"across ranks, the loss takes embeddings and labels alone, got {', '.join(local) or 'reference_only'}"
         )
     if labels is None:
-        raise ValueError(
-            "across ranks, labels must be given: images of other ranks are told apart by them"
-        )
+        raise ValueError("across ranks, labels must be given: they say which images are positives")
     columns = gather_rows(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
-    total = _own_sum(columns, gather_rows(labels), averaging, **settings)
-    mean = mean_over_ranks(total, embeddings[..., 0].numel())
-    return mean if reduction == "mean" else mean * sum(part[..., 0].numel() for part in columns)
+    labels = gather_rows(labels.to(embeddings.device))
+    if isinstance(settings.get("temperature"), torch.Tensor):
+        settings["temperature"] = torch.cat(
+            gather_rows(settings["temperature"].reshape(1).to(embeddings.device))
+        ).mean()
+    total, count = _own_sum(columns, labels, averaging, reduction, **settings)
+    mean = mean_over_ranks(total, count)
+    return mean * sum(part[..., 0].numel() for part in columns) if reduction == "sum" else mean
 
 # %% ../nbs/api/distributed.ipynb #457e2d8a
 class DistributedLoss(nn.Module):
@@ -167,7 +180,7 @@ class DistributedLoss(nn.Module):
     def forward(self, embeddings, labels=None, **others):
         if world_size() == 1:
             return self.loss(embeddings, labels, **others)
-        if not isinstance(self.loss, AsymmetricFocalContrastiveLoss):
+        if type(self.loss).forward is not AsymmetricFocalContrastiveLoss.forward:
             raise TypeError(
                 f"across ranks, loss must be one of asymcl.losses (CL, FCL, ACL, AFCL), got {type(self.loss).__name__}"
             )

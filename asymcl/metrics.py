@@ -17,7 +17,7 @@ from fastai.metrics import AccumMetric
 from scipy.stats import t as student_t
 from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score
 
-from .losses import _unit
+from .losses import unit_rows
 
 # %% ../nbs/api/metrics.ipynb #c1caafd5
 def _array(values, name):
@@ -231,7 +231,7 @@ def knn_unweighted_accuracy(
     if not z.isfinite().all():
         raise ValueError("embeddings must be finite, got NaN or infinity")
     first = z[:, 0] if z.ndim == 3 else z
-    unit = _unit(first if first.dtype == torch.float64 else first.float()).float()
+    unit = unit_rows(first if first.dtype == torch.float64 else first.float()).float()
     known, n_classes = torch.as_tensor(labels, device=z.device), int(labels.max()) + 1
     blocks = torch.arange(len(z), device=z.device).split(max(1, 2**24 // len(z)))
     predictions = torch.cat(

@@ -41,9 +41,9 @@ def afcl_as_written(z, y, gamma=2.0, eta=120.0, temperature=0.07):
 
 
 METHODS = {
-    "AFCL fused": AFCL(2.0, 120.0, backend="fused"),
+    "AFCL fused": AFCL(gamma=2.0, eta=120.0, backend="fused"),
     "CL fused": CL(backend="fused"),
-    "AFCL plain": AFCL(2.0, 120.0, backend="plain"),
+    "AFCL plain": AFCL(gamma=2.0, eta=120.0, backend="plain"),
     "CL plain": CL(backend="plain"),
     "CL pytorch-metric-learning": SupConLoss(temperature=0.07),
     "AFCL autograd": afcl_as_written,

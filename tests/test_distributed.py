@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, one_hot
 
+from asymcl.baselines import KCL
 from asymcl.distributed import (
     DistributedLoss,
     DistributedMean,
@@ -59,6 +60,8 @@ LOSSES = {
     "ACL": ACL(eta=30.0, averaging="batch"),
     "AFCL": AFCL(eta=10.0, reduction="sum"),
     "batch sum": AFCL(averaging="batch", reduction="sum"),
+    "mean over positives": ACL(eta=3.0, reduction="mean_positive"),
+    "learnt temperature": AFCL(temperature=torch.nn.Parameter(torch.tensor(0.3))),
 }
 
 
@@ -69,9 +72,15 @@ def linear():
 
 
 def value_and_gradients(model, loss, x, y):
+    learnt = [
+        *model.parameters(),
+        *(loss.parameters() if isinstance(loss, torch.nn.Module) else []),
+    ]
+    for p in learnt:
+        p.grad = None
     value = loss(model(x), y)
     value.backward()
-    return value.item(), [p.grad.clone() for p in model.parameters()]
+    return value.item(), [p.grad.clone() for p in learnt]
 
 
 def compute(rank, loss, x, y, sizes):
@@ -160,6 +169,18 @@ def test_any_share_of_the_images_gives_the_loss_and_gradients_of_one_process(ran
             assert (a - b).norm() <= 2e-5 * scale + 1e-6
 
 
+@pytest.mark.parametrize("name", ["mean over positives", "learnt temperature"])
+def test_a_rank_with_a_lone_image_and_one_without_any(ranks, name):
+    world, ask = ranks
+    sizes = [3, 1, 0, 2][:world]
+    labels = torch.tensor([0, 0, 1, 2, 1, 3])[: sum(sizes)]
+    x = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0))
+    expected, gradients = value_and_gradients(linear(), LOSSES[name], x, labels)
+    for value, own in ask(compute, DistributedLoss(LOSSES[name]), x, labels, sizes):
+        assert value == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(own, gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_mean_losses_weigh_images_and_not_ranks(ranks):
     world, ask = ranks
     sizes = [5, 2, 0, 1][:world]
@@ -179,14 +200,14 @@ def test_rows_come_in_the_order_of_the_ranks(ranks):
         assert [p.tolist() for p in parts] == [[[r, r]] * r for r in range(world)]
 
 
-def test_what_cannot_work_across_ranks_is_refused_on_all_of_them(ranks):
+def test_what_cannot_work_across_ranks_raises_on_all_of_them(ranks):
     world, ask = ranks
     x, y = torch.randn(2 * world, 5), torch.zeros(2 * world, dtype=torch.long)
-    refused = [
+    errors = [
         (ValueError, "one shape", ask(gather, [(1, 2 + r) for r in range(world)])),
         (
             ValueError,
-            "mean or sum, got 'none'",
+            "mean, sum or mean_positive, got 'none'",
             ask(compute, DistributedLoss(CL(reduction="none")), x, y, [2] * world),
         ),
         (
@@ -194,8 +215,13 @@ def test_what_cannot_work_across_ranks_is_refused_on_all_of_them(ranks):
             "must be one of asymcl.losses",
             ask(compute, DistributedLoss(torch.nn.CrossEntropyLoss()), x, y, [2] * world),
         ),
+        (
+            TypeError,
+            "must be one of asymcl.losses (CL, FCL, ACL, AFCL), got KCL",
+            ask(compute, DistributedLoss(KCL()), x, y, [2] * world),
+        ),
     ]
-    for error, message, answers in refused:
+    for error, message, answers in errors:
         for answer in answers:
             assert isinstance(answer, error) and message in str(answer)
 

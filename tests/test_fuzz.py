@@ -30,7 +30,7 @@ from PIL import Image
 
 from asymcl import cli, experiment, imbalance, metrics, predict, statistics, tune
 from asymcl.datasets import fashion_mnist, read_idx
-from asymcl.fused import fused_losses
+from asymcl.fused import fused_losses, reduce_losses
 from asymcl.checkpoint import read_state, write_state
 from asymcl.image_files import ImageFile, decode, load_images, read_file, zip_members
 from asymcl.inference import (
@@ -47,8 +47,8 @@ from asymcl.losses import (
     FCL,
     _all_weights,
     _anchor_losses,
-    _unit,
     asymmetric_focal_contrastive_loss,
+    unit_rows,
 )
 from asymcl.own_images import (
     from_arrays,
@@ -433,20 +433,21 @@ def test_loss_without_a_look_at_the_values(args, kwargs):
     reduction=st.sampled_from(["mean", "sum", "none"]),
 )
 def test_fused_losses_are_the_plain_ones(x, classes, anchors, rows, mask, reduction, **kwargs):
-    x, anchors = _unit(x.nan_to_num(0, 0, 0)).requires_grad_(), min(anchors, len(x))
+    x, anchors = unit_rows(x.nan_to_num(0, 0, 0)).requires_grad_(), min(anchors, len(x))
     pairs = torch.tensor(classes[: len(x)])
     weights = (pairs[:, None] == pairs).double()
 
-    def plain(x):
+    def plain(x, temperature):
         return _anchor_losses(x, _all_weights(pairs, anchors, x.dtype), **kwargs)
 
-    expected = plain(x) if reduction == "none" else getattr(plain(x), reduction)()
+    share = dict(mean=x.new_full((anchors,), 1 / anchors), sum=x.new_ones(anchors), none=None)
+    expected = reduce_losses(plain(x, None), share[reduction])
     found = fused_losses(
         x,
         (lambda i: weights[i]) if mask else pairs,
         anchors,
         plain,
-        reduction=reduction,
+        share=share[reduction],
         block_rows=rows,
         **kwargs,
     )
