@@ -1,11 +1,15 @@
-"""Properties of the losses on batches that nobody thought of."""
+"""Properties of the losses on random batches."""
 
 from unittest.mock import patch
 
+import pytest
 import torch
+from fastai.layers import NoneReduce
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asymcl.baselines import BCL, KCL
+from asymcl.losses import ACL, AFCL, CL, FCL
 from asymcl.losses import asymmetric_focal_contrastive_loss as loss
 
 batches = st.fixed_dictionaries(
@@ -63,9 +67,9 @@ def test_names_of_classes_do_not_matter_and_a_mask_is_its_labels(batch, kwargs):
 kinds_of_pairs = st.sampled_from(["classes", "soft labels", "mask", "weights"])
 
 
-def make_pairs(kind, y, references, generator):
+def make_pairs(kind, y, references, generator, reference_only):
     "Labels or mask of a kind, among the images and a reference set, with classes for both drawn alike"
-    columns = len(y) + references
+    columns = references + (0 if reference_only else len(y))
     if kind == "mask":
         return dict(pair_mask=torch.rand(len(y), columns, generator=generator) < 0.5)
     if kind == "weights":
@@ -77,12 +81,13 @@ def make_pairs(kind, y, references, generator):
 
 
 def losses_and_gradients(x, reference, upstream, kwargs):
-    "Losses and the gradients of embeddings and reference, in float64"
+    "Losses and the gradients of embeddings, reference and temperature, in float64"
     x, reference = x.detach().clone().requires_grad_(), reference.detach().clone().requires_grad_()
+    temperature = torch.tensor(kwargs["temperature"], dtype=torch.float64).requires_grad_()
+    kwargs = dict(kwargs, temperature=temperature)
     value = loss(x, **(dict(reference=reference) if len(reference) else {}), **kwargs)
-    grads = torch.autograd.grad(
-        (value * upstream).sum() if value.ndim else value, (x, reference), allow_unused=True
-    )
+    total = (value * upstream).sum() if value.ndim else value
+    grads = torch.autograd.grad(total, (x, reference, temperature), allow_unused=True)
     return [o.double() for o in (value.detach(), *grads) if o is not None]
 
 
@@ -93,12 +98,13 @@ def losses_and_gradients(x, reference, upstream, kwargs):
     kinds_of_pairs,
     st.integers(0, 6),
     st.integers(1, 40),
-    st.sampled_from(["mean", "sum", "none"]),
+    st.sampled_from(["mean", "sum", "none", "mean_positive"]),
     st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    st.booleans(),
     st.booleans(),
 )
 def test_fused_in_blocks_of_any_size_is_plain(
-    batch, kwargs, kind, references, rows, reduction, dtype, normalize
+    batch, kwargs, kind, references, rows, reduction, dtype, normalize, reference_only
 ):
     x, y = make(**batch)
     generator = torch.Generator().manual_seed(batch["seed"])
@@ -110,8 +116,9 @@ def test_fused_in_blocks_of_any_size_is_plain(
         kwargs,
         reduction=reduction,
         normalize=normalize,
-        **make_pairs(kind, y, references, generator),
+        reference_only=reference_only and references > 0,
     )
+    kwargs |= make_pairs(kind, y, references, generator, kwargs["reference_only"])
     if not normalize:
         x, reference = (torch.nn.functional.normalize(o, dim=-1) for o in (x, reference))
     x, reference = x.to(dtype), reference.to(dtype)
@@ -124,7 +131,16 @@ def test_fused_in_blocks_of_any_size_is_plain(
         dtype, (1e-4, 2e-2)
     )
     for i, (a, b) in enumerate(zip(fused, exact, strict=True)):
-        scale = (1 + kwargs["eta"]) / kwargs["temperature"] if i else 1 + kwargs["eta"]
+        power = 0 if i == 0 else 2 if i == len(exact) - 1 else 1  # value, temperature, embeddings
+        scale = (1 + kwargs["eta"]) / kwargs["temperature"] ** power
         assert (a - b).abs().max() <= (digits if i else value) * (b.abs().max() + 1e-3 * scale), (
             f"output {i}"
         )
+
+
+@pytest.mark.parametrize("module", [CL(), FCL(), ACL(), AFCL(), KCL(), BCL(2, size=3)], ids=repr)
+def test_fastai_sees_the_loss_of_each_image_and_the_reduction_comes_back(module):
+    x, y = torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 1])
+    with NoneReduce(module) as each:
+        assert each(x, y).shape == (4, 2)
+    assert module(x, y).shape == () and module.reduction == "mean"
