@@ -23,11 +23,13 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import to_cpu
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 # %% ../nbs/api/own_images.ipynb #d0c182a5
 from .datasets import ImageData
 from .image_files import ImageFile, inside, load_images
-from .imbalance import class_counts, split_groups
+from .imbalance import split_groups
 
 # %% ../nbs/api/own_images.ipynb #04b83b49
 def _listing(problems):
@@ -365,7 +367,7 @@ def from_dataframe(
 
 # %% ../nbs/api/own_images.ipynb #ff0c9bdb
 def _check_request(classes, shares, seed):
-    if isinstance(classes, str) or classes is not None and len(set(classes)) < len(classes):
+    if isinstance(classes, str) or classes is not None and len(set(map(str, classes))) < len(classes):
         raise ValueError(f"classes must be a list of names, each once, got {classes!r}")
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
         raise ValueError(
@@ -610,11 +612,11 @@ def _byte_images(images):
     return images.contiguous()
 
 # %% ../nbs/api/own_images.ipynb #769c6c6c
-def _codes(labels, classes):
-    "Labels as int64 (n,) and the names of the classes"
+def _label_texts(labels):
+    "Labels (n,) as text, and the different ones in order: numbers by value, names by the alphabet"
     labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-    if pd.isna(labels).any():
-        raise ValueError(f"labels must all be there, {int(pd.isna(labels).sum())} are missing")
+    if missing := int(pd.isna(labels).sum()):
+        raise ValueError(f"labels must not be missing, {missing} of {labels.size} are")
     if labels.dtype == object and all(isinstance(label, int | np.integer) for label in labels.flat):
         labels = labels.astype(np.int64)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -623,40 +625,45 @@ def _codes(labels, classes):
         raise ValueError(
             f"labels must be (n,) or (n, 1), one class for each image, got {labels.shape}"
         )
-    if labels.dtype.kind not in "iu":
-        if labels.dtype.kind not in "OUT":
-            raise TypeError(
-                f"labels must be whole numbers or names, got {labels.dtype}: convert them"
-            )
-        names = [str(c) for c in classes] if classes else sorted(set(map(str, labels)))
-        if unknown := sorted(set(map(str, labels)) - set(names)):
-            raise ValueError(f"labels must be of {', '.join(names)}, got {', '.join(unknown)}")
-        labels = np.array([names.index(str(label)) for label in labels])
-        return torch.from_numpy(labels), names
-    codes = torch.from_numpy(labels.astype(np.int64))
-    if len(codes) and codes.max() > len(codes):
-        raise ValueError(f"labels must number classes that have images, got {codes.max()}")
-    if classes and len(codes) and codes.max() >= len(classes):
+    if labels.dtype.kind not in "iuOUT":
+        raise TypeError(f"labels must be whole numbers or names, got {labels.dtype}: convert them")
+    values = labels.tolist() if labels.dtype.kind in "iu" else [str(label) for label in labels]
+    return [str(value) for value in values], [str(value) for value in sorted(set(values))]
+
+
+def _choose(texts, found, classes, class_names):
+    "Rows (m,) int64 of the images of the classes, their labels (m,) int64, and the classes' names"
+    chosen = found if classes is None else [str(c) for c in classes]
+    if unknown := [c for c in chosen if c not in set(found)]:
         raise ValueError(
-            f"classes must name all labels, 0 to {codes.max()}, got {len(classes)} name{'s' * (len(classes) > 1)}"
+            f"classes must be labels of the data ({', '.join(found[:20])}), got "
+            f"{', '.join(unknown)}; to rename classes use class_names"
         )
-    return codes, [str(c) for c in classes] if classes else [
-        str(c) for c in range(int(codes.max()) + 1 if len(codes) else 0)
-    ]
+    if len(chosen) < 2:
+        raise ValueError(f"at least two classes are needed, got {', '.join(chosen) or 'none'}")
+    names = chosen if class_names is None else [str(name) for name in class_names]
+    if isinstance(class_names, str) or len(names) != len(chosen) or len(set(names)) < len(names):
+        raise ValueError(
+            f"class_names must be {len(chosen)} different names, one for each of the classes "
+            f"{', '.join(chosen[:20])}, got {class_names!r}"
+        )
+    codes = torch.from_numpy(pd.Categorical(texts, chosen).codes.astype(np.int64))
+    rows = (codes >= 0).nonzero().flatten()
+    return rows, codes[rows], names
 
 # %% ../nbs/api/own_images.ipynb #493012a6
 def _equal_images(images, groups):
-    "Groups (n,) int64, with those joined that share an equal image"
-    first, joined = {}, groups.clone()
-    for i, image in enumerate(images.flatten(1).numpy()):
-        other = first.setdefault(hashlib.sha256(image).digest(), i)
-        if joined[i] != joined[other]:
-            joined[joined == joined[i]] = joined[other].item()
-    return joined
+    "Groups (n,) int64, those joined that share an equal image"
+    digests = [hashlib.sha256(image).digest() for image in images.flatten(1).numpy()]
+    pictures = pd.factorize(np.array(digests, dtype=object))[0]
+    n = len(groups)
+    # images are edges of a graph between groups (numbers below n) and pictures (n and above)
+    edges = coo_array((np.ones(n), (groups.numpy(), n + pictures)), shape=(2 * n, 2 * n))
+    return torch.from_numpy(connected_components(edges, directed=False)[1])[groups].long()
 
 
 def _group_codes(groups, n):
-    "Groups as int64 (n,)"
+    "Groups as int64 (n,), in 0..n-1"
     if groups is None:
         return torch.arange(n)
     names = [
@@ -668,16 +675,32 @@ def _group_codes(groups, n):
         )
     return torch.as_tensor(pd.factorize(np.array(names, dtype=object))[0])
 
-
+# %% ../nbs/api/own_images.ipynb #c0b1e5ed
 def _warn_of_copies(joined, given):
     "Warn of equal images in two splits that are given"
     table = pd.DataFrame(dict(group=joined.tolist(), split=given))
     shared = table.groupby("group").split.nunique() > 1
-    if n := int(shared.sum()):
+    if count := int(shared.sum()):
         warnings.warn(
-            f"{n} images are in more than one split: what is measured on them says little",
-            stacklevel=4,
+            f"{count} images are in more than one split: scores on them say little", stacklevel=4
         )
+
+
+def _join_copies(images, groups, given):
+    "Groups (n,) int64 to split by, and the rows (m,) int64 to use: all but copies of held-out images"
+    joined, rows = _equal_images(images, groups), torch.arange(len(groups))
+    if {"valid", "test"} <= set(given):
+        _warn_of_copies(joined, given)
+        return groups, rows
+    held_out = torch.tensor([split in ("valid", "test") for split in given])
+    copies = torch.isin(joined, joined[held_out]) & ~torch.isin(groups, groups[held_out])
+    if count := int(copies.sum()):
+        warnings.warn(
+            f"{count} training images were left out: they, or images of their groups, are also in "
+            f"the given {'test' if 'test' in given else 'valid'} split",
+            stacklevel=3,
+        )
+    return joined, rows[~copies]
 
 # %% ../nbs/api/own_images.ipynb #0cfa5715
 def _given(splits, n):
@@ -693,17 +716,8 @@ def _given(splits, n):
     )
 
 
-def _check_present(codes, names):
-    "ValueError for fewer than two classes, and for a class without images"
-    counts = class_counts(codes, len(names)).tolist()
-    if len(names) < 2 or not min(counts):
-        raise ValueError(
-            f"at least two classes are needed, each with images, got {dict(zip(names, counts, strict=True))}"
-        )
-
-
 def _check_splittable(labels, groups, given):
-    "ValueError for a class that the splits cannot all have"
+    "Raise ValueError for a class that cannot be in every split"
     rows = pd.DataFrame(dict(label=labels, group=groups, split=given, problem=None), dtype=object)
     _mark_small(rows)
     if bad := rows.problem.dropna().unique().tolist():
@@ -714,7 +728,8 @@ def from_arrays(
     images,  # array or tensor (n, height, width), or (n, height, width, channels), or channels first; bytes, or floats in 0..1
     labels,  # (n,) or (n, 1) whole numbers, or names
     *,
-    classes=None,  # names of the classes; None: the numbers, or the names in alphabetical order
+    classes=None,  # labels to use, in their order; None: all, numbers by value, names by the alphabet
+    class_names=None,  # (classes,) names to show the classes by; None: the labels themselves
     groups=None,  # (n,) of what the image shows; images of one group share a split
     splits=None,  # (n,) of "train", "valid" and "test"; those that do not occur are dealt out of train
     shares=(0.7, 0.15, 0.15),  # of train, valid and test, for what is dealt out
@@ -722,31 +737,30 @@ def from_arrays(
     name="arrays",  # of the data set
     source="memory",  # where it is from
 ) -> ImageData:
-    """Images from arrays in memory.
+    """Images from arrays in memory. Equal images share a split wherever splits are dealt out.
 
     Raises ValueError and TypeError for shapes, types, labels and splits that do not fit, and for a class with too few groups."""
-    images, (codes, names) = _byte_images(images), _codes(labels, classes)
-    if len(images) != len(codes):
-        raise ValueError(f"one label for each image: got {len(codes)} for {len(images)}")
-    _check_present(codes, names)
     _check_request(classes, shares, seed)
-    given, groups = _given(splits, len(codes)), _group_codes(groups, len(codes))
-    joined = _equal_images(images, groups)
-    if splits is None:
-        groups = joined
-    else:
-        _warn_of_copies(joined, given)
+    images, (texts, found) = _byte_images(images), _label_texts(labels)
+    if len(images) != len(texts):
+        raise ValueError(f"labels must be one for each image, got {len(texts)} for {len(images)}")
+    groups, given = _group_codes(groups, len(texts)), _given(splits, len(texts))
+
+    rows, codes, names = _choose(texts, found, classes, class_names)
+    images, groups, given = _take(rows, images, groups, given)
+    groups, rows = _join_copies(images, groups, given)
+    images, codes, groups, given = _take(rows, images, codes, groups, given)
+
     _check_splittable([names[c] for c in codes], groups.tolist(), given)
-    return ImageData(
-        images,
-        codes,
-        tuple(names),
-        _deal(codes, groups, given, shares, seed),
-        name,
-        source,
-        seed,
-        groups,
-    )
+    splits = _deal(codes, groups, given, shares, seed)
+    return ImageData(images, codes, tuple(names), splits, name, source, seed, groups)
+
+
+def _take(rows, *columns):
+    "The given rows of tensors and lists; the same objects where all rows are wanted"
+    if len(rows) == len(columns[0]):
+        return columns
+    return [c[rows] if isinstance(c, torch.Tensor) else [c[i] for i in rows] for c in columns]
 
 # %% ../nbs/api/own_images.ipynb #36cff257
 _MAX_NPZ = 2**35  # bytes; the largest MedMNIST file unfolds to 34 GB
@@ -770,8 +784,8 @@ def _npz_arrays(path):
 def from_npz(
     path,  # of an .npz with train_images and train_labels, and the same with val and test
     *,
-    classes=None,  # names of the classes; None: their numbers
-    **kwargs,  # of from_arrays: shares, seed
+    classes=None,  # labels to use, in their order; None: all
+    **kwargs,  # of from_arrays: class_names, shares, seed
 ) -> ImageData:
     "Images from an `.npz` in the layout of MedMNIST. A missing `val` or `test` is dealt out of `train`. Raises ValueError for other files."
     arrays, parts = _npz_arrays(path), {}
@@ -808,7 +822,7 @@ def from_dataloaders(
     dls,  # fastai DataLoaders: train, valid and, where there is one, test; with a vocab; items are (image, category)
     *,
     groups=None,  # (n,) of the training items, then those of valid (and test); images of one group share a split
-    **kwargs,  # of from_arrays: shares, seed, name
+    **kwargs,  # of from_arrays: classes, shares, seed, name
 ) -> ImageData:
     """Images from fastai's loaders, decoded once and without augmentation.
 
@@ -821,11 +835,11 @@ def from_dataloaders(
         for split, (_, labels) in zip(("train", "valid", "test"), parts, strict=False)
         for _ in labels
     ]
-    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    kwargs = dict(name="dataloaders", source="fastai") | kwargs
-    return from_arrays(
-        images, labels, classes=[str(c) for c in dls.vocab], groups=groups, splits=splits, **kwargs
-    )
+    images, codes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    vocab = [str(c) for c in dls.vocab]
+    labels = [vocab[c] for c in codes.tolist()]
+    kwargs = dict(name="dataloaders", source="fastai", classes=vocab) | kwargs
+    return from_arrays(images, labels, groups=groups, splits=splits, **kwargs)
 
 # %% ../nbs/api/own_images.ipynb #805175a9
 def _all_items(dls, dl):
