@@ -367,7 +367,11 @@ def from_dataframe(
 
 # %% ../nbs/api/own_images.ipynb #ff0c9bdb
 def _check_request(classes, shares, seed):
-    if isinstance(classes, str) or classes is not None and len(set(map(str, classes))) < len(classes):
+    if (
+        isinstance(classes, str)
+        or classes is not None
+        and len(set(map(str, classes))) < len(classes)
+    ):
         raise ValueError(f"classes must be a list of names, each once, got {classes!r}")
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
         raise ValueError(
