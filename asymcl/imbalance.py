@@ -216,9 +216,8 @@ def _group_table(labels, groups):
     ), members
 
 # %% ../nbs/api/imbalance.ipynb #806314f9
-def _choose_split(counts, have, quotas, left):
-    "The split that a group with `counts` (classes,) goes to; `left`: groups of each class not dealt out, with this one"
-    classes = [c for c, n in enumerate(counts) if n]
+def _choose_split(classes, have, quotas, left):
+    "The split that a group with images of `classes` goes to; `left`: groups of each class not dealt out, with this one"
     pressing = [c for c in classes if left[c] <= sum(not own[c] for own in have)]
 
     def need(s):
@@ -258,9 +257,11 @@ def split_groups(
         [0] * len(table),
     )
     for g, counts in _in_turn(table.tolist(), left, generator):
-        dealt[g] = s = _choose_split(counts, have, quotas, left)
-        have[s] = [h + n for h, n in zip(have[s], counts, strict=True)]
-        left = [k - (n > 0) for k, n in zip(left, counts, strict=True)]
+        classes = [c for c, n in enumerate(counts) if n]
+        dealt[g] = s = _choose_split(classes, have, quotas, left)
+        for c in classes:
+            have[s][c] += counts[c]
+            left[c] -= 1
     return [(torch.tensor(dealt)[members] == s).nonzero().flatten() for s in range(len(quotas))]
 
 # %% ../nbs/api/imbalance.ipynb #55d5463c

@@ -28,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 
 # %% ../nbs/api/own_images.ipynb #d0c182a5
 from .datasets import ImageData
-from .image_files import ImageFile, inside, load_images
+from .image_files import ImageFile, load_images, locate
 from .imbalance import split_groups
 
 # %% ../nbs/api/own_images.ipynb #04b83b49
@@ -118,16 +118,14 @@ _SPLITS = dict(
 )
 
 # %% ../nbs/api/own_images.ipynb #ad6d015a
-def _locate(root, path):
-    "ImageFile of a table's entry, and None; or None, and what is wrong"
-    if isinstance(path, ImageFile):
-        return path, None
-    if not isinstance(path, str | os.PathLike) or not str(path):
-        return None, "has no path"
-    try:
-        return inside(root, path), None
-    except ValueError as error:
-        return None, str(error)
+def _located(root, paths):
+    "For each of a table's paths its ImageFile, or a text that says what is wrong"
+    usable = [i for i, p in enumerate(paths) if isinstance(p, str | os.PathLike) and str(p)]
+    files = dict(zip(usable, locate(root, [paths[i] for i in usable]), strict=True))
+    return [
+        path if isinstance(path, ImageFile) else files.get(i, "has no path")
+        for i, path in enumerate(paths)
+    ]
 
 
 def _name(path):
@@ -139,35 +137,24 @@ def _name(path):
 # %% ../nbs/api/own_images.ipynb #dd1d4808
 def _rows(table, root, path, label, group, split):
     "Rows of file, name, row, label, group, split and problem, from the named columns of a table"
-    files, labels = [_locate(root, p) for p in table[path]], [_label(v) for v in table[label]]
-    names = [_name(p) for p in table[path]]
-    columns = dict(
-        file=[f for f, _ in files],
-        name=names,
-        row=[i if isinstance(i, str) else f"row {i}" for i in table.index],
-        label=[c for c, _ in labels],
-    )
-    rows = pd.DataFrame(columns, dtype=object)
-    rows["group"] = (
-        [f"only {i}" for i in range(len(rows))]
-        if group is None
-        else [_group(v) for v in table[group]]
-    )
-    rows["split"] = (
-        None if split is None else [_SPLITS.get(str(s).strip().lower()) for s in table[split]]
-    )
-    rows["problem"] = pd.Series([p for _, p in files], dtype=object)
-    _mark(rows, rows.label.isna(), pd.Series([p for _, p in labels], dtype=object))
+    found = _located(root, table[path].tolist())
+    labels = [_label(value) for value in table[label]]
+    rows = pd.DataFrame(index=range(len(table)), dtype=object)
+    rows["file"] = pd.Series([f if isinstance(f, ImageFile) else None for f in found], dtype=object)
+    rows["name"] = [_name(p) for p in table[path]]
+    rows["row"] = [i if isinstance(i, str) else f"row {i}" for i in table.index]
+    rows["label"] = [name for name, _ in labels]
+    rows["group"] = [f"only {i}" for i in range(len(rows))]
+    rows["split"] = None
+    rows["problem"] = pd.Series([f if isinstance(f, str) else None for f in found], dtype=object)
+    _mark(rows, rows.label.isna(), pd.Series([problem for _, problem in labels], dtype=object))
     if group is not None:
+        rows["group"] = [_group(value) for value in table[group]]
         _mark(rows, rows.group.isna(), "has no group")
     if split is not None:
-        _mark(
-            rows,
-            rows.split.isna(),
-            pd.Series(
-                [f"has the split {s!r}: train, valid and test are allowed" for s in table[split]]
-            ),
-        )
+        rows["split"] = [_SPLITS.get(str(s).strip().lower()) for s in table[split]]
+        unknown = [f"has the split {s!r}: train, valid and test are allowed" for s in table[split]]
+        _mark(rows, rows.split.isna(), pd.Series(unknown))
     return rows
 
 # %% ../nbs/api/own_images.ipynb #784751c9
@@ -178,20 +165,15 @@ def _where(row):
 def _mark_repeats(rows, column, text):
     "Note rows that repeat an earlier one in `column`, and all of those that do so with another label"
     good = _good(rows)
-    good = good[good.duplicated(column, keep=False)]
-    if not len(good):
-        return
-    same = good.groupby(column, sort=False)
-    several = same.label.transform("nunique") > 1
-    first = pd.Series(
-        [f"{name}{_where(row)}" for name, row in zip(good.name, good.row, strict=True)], good.index
-    )
-    labels = same.label.transform(lambda labels: " and ".join(dict.fromkeys(labels)))
-    again = good.duplicated(column) & ~several
-    notes = (text + ", with the classes " + labels).where(
-        several, text + ", first as " + first.groupby(good[column]).transform("first")
-    )
-    _mark(rows, rows.index.isin(good.index[several | again]), notes.reindex(rows.index))
+    repeated = good[good.duplicated(column, keep=False)]
+    for _, same in repeated.groupby(column, sort=False):
+        labels, first = same.label.unique(), same.iloc[0]
+        if len(labels) > 1:
+            problem = f"{text}, with the classes {' and '.join(labels)}"
+            rows.loc[same.index, "problem"] = problem
+        else:
+            problem = f"{text}, first as {first['name']}{_where(first.row)}"
+            rows.loc[same.index[1:], "problem"] = problem
 
 # %% ../nbs/api/own_images.ipynb #c973f5df
 def _mark_classes(rows, classes):
@@ -490,14 +472,15 @@ def from_csv(
     )
 
 # %% ../nbs/api/own_images.ipynb #65ba6d0f
-def _walk(folder):
-    "Paths of the files below a folder, and of links to folders, hidden ones left out, in order"
-    for where, folders, files in os.walk(folder):
+def _walk(root, folder):
+    "Paths, relative to `root`, of the files below its `folder` and of links to folders, in order; hidden ones are left out"
+    start = os.path.join(root, folder)
+    for where, folders, files in os.walk(start):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        links = [f for f in folders if Path(where, f).is_symlink()]
+        links = [f for f in folders if os.path.islink(os.path.join(where, f))]
         for name in sorted(files) + links:
             if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini"):
-                yield Path(where, name)
+                yield os.path.join(f"{folder}{where[len(start) :]}", name)
 
 
 def _sub_folders(folder):
@@ -544,34 +527,21 @@ def image_folder(
             f"classes must be sub-folders of {path}: {', '.join(names)}; got {', '.join(unknown)}"
         )
     files = [
-        (file, folder)
+        (file, [folder.name], folder.parent.name)
         for folder in holders
         if folder.name in (classes or names)
-        for file in _walk(folder)
+        for file in _walk(path, folder.relative_to(path))
     ]
-    table = pd.DataFrame(
-        [
-            dict(path=str(file.relative_to(path)), label=[folder.name], split=folder.parent.name)
-            for file, folder in files
-        ],
-        columns=["path", "label", "split"],
-        index=[""] * len(files),
-    )
-    if not len(table):
+    if not files:
         raise ValueError(f"there is no file in the sub-folders of {path}")
+    table = pd.DataFrame(files, columns=["path", "label", "split"], index=[""] * len(files))
+    columns = dict(split_column="split") if split else {}
     if group_pattern:
         table["group"] = _groups(table.path, group_pattern)
-    columns = dict(
-        group_column="group" if group_pattern else None, split_column="split" if split else None
-    )
+        columns["group_column"] = "group"
     classes = classes or _largest_first(table.label.str[0], names)
-    return from_dataframe(
-        table,
-        root=path,
-        classes=classes,
-        **columns,
-        **dict(name=path.name, source=str(path)) | kwargs,
-    )
+    options = dict(name=path.name, source=str(path)) | kwargs
+    return from_dataframe(table, root=path, classes=classes, **columns, **options)
 
 # %% ../nbs/api/own_images.ipynb #63231132
 def _groups(paths, pattern):
