@@ -137,7 +137,7 @@ def proportional_counts(
     available, shares = _numbers(available, "available"), _shares(proportions)
     if len(available) != len(shares):
         raise ValueError(
-            f"one proportion for each class: got {len(shares)} proportions for {len(available)} classes"
+            f"proportions must be one for each class, got {len(shares)} proportions for {len(available)} classes"
         )
     if min(available) < 1:
         raise ValueError(
@@ -154,7 +154,7 @@ def proportional_counts(
 def long_tail_counts(
     largest,  # images of the first class, >= 1
     n_classes,  # classes, >= 2
-    ratio,  # first class over last class, >= 1; 1: balanced
+    long_tail_ratio,  # first class over last class, >= 1; 1: balanced
 ) -> list[int]:  # (classes,) falling, each >= 1
     """Counts that fall exponentially from the first class to the last, rounded down.
 
@@ -164,14 +164,14 @@ def long_tail_counts(
         raise ValueError(f"largest must be >= 1, got {largest}")
     if n_classes < 2:
         raise ValueError(f"n_classes must be >= 2, got {n_classes}")
-    if not (math.isfinite(ratio) and ratio >= 1):
-        raise ValueError(f"ratio must be finite and >= 1, got {ratio}")
-    counts = [
-        math.floor(largest * ratio ** (-c / (n_classes - 1)) + 1e-9) for c in range(n_classes)
-    ]
+    if not (math.isfinite(long_tail_ratio) and long_tail_ratio >= 1):
+        raise ValueError(f"long_tail_ratio must be finite and >= 1, got {long_tail_ratio}")
+    shares = [long_tail_ratio ** (-c / (n_classes - 1)) for c in range(n_classes)]
+    counts = [math.floor(largest * share + 1e-9) for share in shares]
     if not counts[-1]:
         raise ValueError(
-            f"class {n_classes - 1} would get 0 images: ratio must be <= {largest} here, got {ratio}"
+            f"long_tail_ratio must be <= {largest}, the images of the largest class, so that the "
+            f"last class gets one; got {long_tail_ratio}"
         )
     return counts
 
@@ -408,13 +408,14 @@ def _check_sampler(classes, counts, batch_size, alpha, at_least):
     if not (at_least >= 0 and at_least == at_least // 1):
         raise ValueError(f"at_least must be >= 0 and whole, got {at_least}")
     if at_least * len(counts) > batch_size:
-        most = batch_size // len(counts)
         raise ValueError(
-            f"at_least must be <= {most}, got {at_least}: {len(counts)} classes share a batch of {batch_size}"
+            f"batch_size must be >= {at_least * len(counts)}, for {at_least} images (at_least) of each of "
+            f"{len(counts)} classes, got {batch_size}"
         )
     if min(counts) < at_least:
         raise ValueError(
-            f"at_least must be <= {min(counts)}, the images of class {classes[counts.index(min(counts))]}, got {at_least}"
+            f"at_least must be <= {min(counts)}, the images of class "
+            f"{classes[counts.index(min(counts))]}, got {at_least}: lower it, or use no sampler"
         )
 
 # %% ../nbs/api/imbalance.ipynb #029e7b4d

@@ -48,7 +48,7 @@ class BadImages(ValueError):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(
-            f"{count}; mend them, or leave these rows out by on_error='skip':\n{_listing(problems)}"
+            f"{count}; fix them, or skip these rows with on_error='skip':\n{_listing(problems)}"
         )
 
     def __reduce__(self):
@@ -363,24 +363,30 @@ def _check_request(classes, shares, seed):
         raise ValueError(f"seed must be a whole number >= 0, got {seed!r}, below 2**63")
 
 # %% ../nbs/api/own_images.ipynb #b41d07ce
+def _note_problems(rows, classes, decoding):
+    "Note all problems; returns the rows, with one for each empty class, and the images of the rows that could be decoded"
+    _mark_repeats(rows, "name", "is listed twice")
+    rows = _mark_classes(rows, classes)
+    images = _load(rows, decoding)
+    _mark_leaks(rows)
+    _mark_small(rows)
+    return rows, images
+
+
 def _build(rows, classes, shares, seed, on_error, name, source, decoding):
     "ImageData from rows"
     classes = None if classes is None else [str(c) for c in classes]
     given = sorted(set(rows.split.dropna()))
     if given and "train" not in given:
         raise ValueError(f"{source} has rows of the split {' and '.join(given)} but none of train")
-    _mark_repeats(rows, "name", "is listed twice")
-    rows = _mark_classes(rows, classes)
-    images = _load(rows, decoding)
-    _mark_leaks(rows)
-    _mark_small(rows)
+    rows, images = _note_problems(rows, classes, decoding)
     names, good = _class_names(rows, classes), _good(rows)
     skipped = _report(rows, names, on_error)
     _warn_modes(good)
-    if len(good) < len(images):
+    if len(good) < len(images):  # some decoded images have got a problem since
         images = images[torch.tensor(good.place.tolist())]
-    codes = pd.Categorical(good.label, names).codes.astype("int64"), pd.factorize(good.group)[0]
-    labels, groups = map(torch.as_tensor, codes)
+    labels = torch.as_tensor(pd.Categorical(good.label, names).codes.astype("int64"))
+    groups = torch.as_tensor(pd.factorize(good.group)[0])
     splits = _deal(labels, groups, good.split.tolist(), shares, seed)
     return ImageData(
         images,
@@ -391,9 +397,9 @@ def _build(rows, classes, shares, seed, on_error, name, source, decoding):
         source,
         seed,
         groups,
-        tuple(map(str, good.file)),
-        skipped,
-        decoding.get("fit", "squish"),
+        files=tuple(map(str, good.file)),
+        skipped=skipped,
+        fit=decoding.get("fit", "squish"),
     )
 
 # %% ../nbs/api/own_images.ipynb #3eeaf48b
@@ -554,7 +560,52 @@ def _groups(paths, pattern):
         ) from error
     if compiled.groups < 1:
         raise ValueError(f"group_pattern must have a (group) in parentheses, got {pattern!r}")
-    return [found[1] if (found := re.search(pattern, path)) else None for path in paths]
+    matches = [compiled.search(path) for path in paths]
+    _warn_of_groups(paths, matches, pattern)
+    return [match[1] if match else None for match in matches]
+
+# %% ../nbs/api/own_images.ipynb #0a0e0002
+def _is_run(numbers):
+    "Whether whole numbers are 0, 1, 2, ... or 1, 2, 3, ... without gaps"
+    numbers = sorted(int(number) for number in numbers)
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < 2
+
+
+def _are_counters(found):
+    "Whether groups, with what stands before them in each path, look like the numbers of images"
+    if not found.group.str.fullmatch("[0-9]{1,9}").all():
+        return False
+    if found.duplicated(["before", "group"]).mean() > 0.1:
+        return False
+    runs = [_is_run(same) for _, same in found.groupby("before").group if len(same) > 1]
+    return len(runs) > 1 and sum(runs) > len(runs) / 2
+
+
+def _warn_of_groups(paths, matches, pattern):
+    "Warn of groups that look like the numbers of images"
+    found = pd.DataFrame(
+        [
+            (match[1], os.path.dirname(path), path[: match.start(1)])
+            for path, match in zip(paths, matches, strict=True)
+            if match and match[1]
+        ],
+        columns=["group", "folder", "before"],
+    )
+    groups = found.group.nunique()
+    several = found.group[found.duplicated(["group", "folder"])].nunique()
+    if not groups or (several > groups / 10 and not _are_counters(found)):
+        return
+    sign = (
+        f"{groups - several} of {groups} groups have no two images in one folder"
+        if several <= groups / 10
+        else "they are numbers that begin again behind each beginning of a name"
+    )
+    first = f"{found.before[0]}[{found.group[0]}]"
+    warnings.warn(
+        f"group_pattern {pattern!r} may find the number of an image instead of what it shows: {sign} "
+        f"(the first is {first}); check that images of one thing are in one group",
+        stacklevel=4,
+    )
 
 # %% ../nbs/api/own_images.ipynb #22d17b53
 def _byte_images(images):
