@@ -145,6 +145,7 @@ def ranks(request):
         p.kill()
 
 
+@pytest.mark.ranks
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_share_of_the_images_gives_the_loss_and_gradients_of_one_process(ranks, data):
@@ -169,6 +170,7 @@ def test_any_share_of_the_images_gives_the_loss_and_gradients_of_one_process(ran
             assert (a - b).norm() <= 2e-5 * scale + 1e-6
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("name", ["mean over positives", "learnt temperature"])
 def test_a_rank_with_a_lone_image_and_one_without_any(ranks, name):
     world, ask = ranks
@@ -181,6 +183,7 @@ def test_a_rank_with_a_lone_image_and_one_without_any(ranks, name):
         torch.testing.assert_close(own, gradients, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.ranks
 def test_mean_losses_weigh_images_and_not_ranks(ranks):
     world, ask = ranks
     sizes = [5, 2, 0, 1][:world]
@@ -194,12 +197,14 @@ def test_mean_losses_weigh_images_and_not_ranks(ranks):
         torch.testing.assert_close(own, gradients)
 
 
+@pytest.mark.ranks
 def test_rows_come_in_the_order_of_the_ranks(ranks):
     world, ask = ranks
     for parts in ask(gather, [(r, 2) for r in range(world)]):
         assert [p.tolist() for p in parts] == [[[r, r]] * r for r in range(world)]
 
 
+@pytest.mark.ranks
 def test_what_cannot_work_across_ranks_raises_on_all_of_them(ranks):
     world, ask = ranks
     x, y = torch.randn(2 * world, 5), torch.zeros(2 * world, dtype=torch.long)
@@ -295,6 +300,7 @@ def trained(tmp_path_factory):
     return [json.loads((folder / f"{n}.json").read_text()) for n in (1, 2)]
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("kind", ["whole", "cached", "half"])
 def test_training_on_two_ranks_is_that_of_one_process(trained, kind):
     alone, both = (results[kind] for results in trained)
@@ -307,6 +313,7 @@ def test_training_on_two_ranks_is_that_of_one_process(trained, kind):
         assert both["metrics"] == pytest.approx(alone["metrics"], abs=1e-4)
 
 
+@pytest.mark.ranks
 def test_training_leaves_the_learner_as_it_was(trained):
     for results in trained:
         kinds = [results[kind] for kind in ("whole", "cached", "half")]
@@ -314,12 +321,14 @@ def test_training_leaves_the_learner_as_it_was(trained):
     assert trained[0]["whole"]["names"] == trained[1]["whole"]["names"]
 
 
+@pytest.mark.ranks
 def test_gradient_cache_changes_nothing_but_memory(trained):
     for results in trained:
         for a, b in zip(results["cached"]["weights"], results["whole"]["weights"], strict=True):
             assert a == pytest.approx(b, abs=1e-5)
 
 
+@pytest.mark.ranks
 def test_shared_batches_are_those_of_one_loader(trained):
     alone, both = (results["batches"] for results in trained)
     for epochs in (alone, both):
@@ -331,6 +340,7 @@ def test_shared_batches_are_those_of_one_loader(trained):
     assert both[0] == alone[0]
 
 
+@pytest.mark.ranks
 def test_sampled_batches_have_every_class_on_two_ranks_as_on_one(trained):
     alone, both = (results["sampled"] for results in trained)
     for epochs in (alone, both):
@@ -354,6 +364,7 @@ LOST = """
 """
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("how", ["dies", "falls silent"])
 def test_a_lost_rank_ends_the_run_with_an_error(how, tmp_path):
     done = torchrun(2, write(tmp_path, "lost.py", LOST), how, cwd=tmp_path)
@@ -379,6 +390,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.ranks
 def test_command_on_two_ranks_writes_the_usual_report_once(tmp_path):
     done = torchrun(
         2, "-m", "asymcl.cli", *QUICK, "--methods", "CE,AFCL", "--name", "two", cwd=tmp_path
@@ -416,6 +428,7 @@ FAILING = """
 """
 
 
+@pytest.mark.ranks
 def test_command_that_loses_a_rank_reports_the_runs_that_were_done(tmp_path):
     done = torchrun(
         2,

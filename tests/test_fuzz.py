@@ -60,6 +60,7 @@ from asymcl.own_images import (
 )
 from asymcl.report import read_records
 
+pytestmark = pytest.mark.fuzz
 EXAMPLES, COUNTS = int(os.environ.get("ASYMCL_FUZZ", 0)), Counter()
 PHASES = [Phase.generate, Phase.shrink]  # without explaining, which takes long
 SECONDS, BYTES = 20, 6 * 2**30  # that one input may take

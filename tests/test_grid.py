@@ -67,6 +67,7 @@ def expected(tmp_path_factory):
     return metrics(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_grid_and_do_no_run_twice(tmp_path, expected):
     both = [start(tmp_path) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0], [
@@ -80,6 +81,7 @@ def test_two_processes_share_a_grid_and_do_no_run_twice(tmp_path, expected):
     assert metrics(tmp_path) == expected
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_killed_grid_keeps_what_was_done_and_goes_on(tmp_path, expected, after):
     process = start(tmp_path)

@@ -57,6 +57,7 @@ def start(photos, cache, workers=0):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_what_one_process_gives(photos, expected, tmp_path):
     files = [ImageFile(str(p)) for p in sorted(photos.rglob("*.png"))]
     for workers in (2, None):
@@ -65,6 +66,7 @@ def test_worker_processes_give_what_one_process_gives(photos, expected, tmp_path
         )
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_writer_leaves_nothing_that_looks_whole(photos, expected, tmp_path, workers):
     process = start(photos, tmp_path, workers)
@@ -79,6 +81,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(photos, expected, tmp_p
     assert not list(tmp_path.glob("*.part")) and len(list(tmp_path.glob("*.images"))) == 1
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_agree(photos, expected, tmp_path):
     writers = [start(photos, tmp_path) for _ in range(2)]
     said = [writer.communicate()[0].split() for writer in writers]

@@ -1,54 +1,94 @@
-"""Every notebook runs through nbdev's own test command, one test a notebook; the report of a failure names the cell.
+"""Every notebook runs as by nbdev-test, one test a notebook; the report of a failure names the cell.
 
-Tutorials are run by Jupyter too, as their readers will do it."""
+Tutorials are run by Jupyter instead, as their readers will do it, with their slow cells."""
 
+import json
 import os
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
+from notebooks import ROOT, has_slow_cells, run_notebook
 
-ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(
     p.relative_to(ROOT).as_posix()
     for p in (ROOT / "nbs").rglob("*.ipynb")
     if ".ipynb_checkpoints" not in p.parts
 )
+TUTORIALS = [p for p in NOTEBOOKS if p.startswith("nbs/tutorials/")]
+QUICK = ["nbs/api/", "nbs/index.ipynb", "nbs/tutorials/drop_in_loss.ipynb"]  # of each group
 
 
-def run(*command):
-    "Run a command by this Python, in a process of its own"
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # several run side by side
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+def cases(paths):
+    "Parameters of a test, marked slow but for those of QUICK"
+    quick = tuple(QUICK)
+    return [p if p.startswith(quick) else pytest.param(p, marks=pytest.mark.slow) for p in paths]
 
 
-def run_notebook(path):
-    "Run one notebook by nbdev-test"
-    return run(Path(sysconfig.get_path("scripts")) / "nbdev-test", path)
+@pytest.mark.parametrize("path", cases(p for p in NOTEBOOKS if p not in TUTORIALS))
+def test_notebook(path, tmp_path):
+    code, output = run_notebook(ROOT / path, tmp_path / "log")
+    assert code == 0, f"{path} failed:\n{output[-6000:]}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS)
-def test_notebook(path):
-    done = run_notebook(path)
-    assert done.returncode == 0, f"{path} failed:\n{done.stderr[-6000:]}\n{done.stdout[-1000:]}"
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [p for p in NOTEBOOKS if p not in TUTORIALS and has_slow_cells(ROOT / p)]
+)
+def test_notebook_with_its_slow_cells(path, tmp_path):
+    code, output = run_notebook(ROOT / path, tmp_path / "log", flags=["slow"])
+    assert code == 0, f"{path} failed:\n{output[-6000:]}"
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.startswith("nbs/tutorials/")])
+@pytest.mark.parametrize("path", cases(TUTORIALS))
 def test_tutorial_in_jupyter(path):
-    done = run("-m", "jupyter", "execute", "--timeout=1200", path)
+    command = [sys.executable, "-m", "jupyter", "execute", "--timeout=1200", path]
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # several run side by side
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{path} failed in Jupyter:\n{done.stderr[-6000:]}"
 
 
+def notebook(folder, *sources):
+    "Path of a notebook with these code cells"
+    cells = [
+        dict(
+            cell_type="code",
+            id=f"cell{i}",
+            metadata={},
+            outputs=[],
+            execution_count=None,
+            source=[source],
+        )
+        for i, source in enumerate(sources)
+    ]
+    path = folder / "made.ipynb"
+    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    return path
+
+
 def test_a_failing_cell_fails_the_test_and_is_named(tmp_path):
-    source = '{"cell_type": "code", "id": "badcell1", "metadata": {}, "outputs": [], "execution_count": null, "source": ["assert 1 == 2"]}'
-    notebook = tmp_path / "broken.ipynb"
-    notebook.write_text(
-        f'{{"cells": [{source}], "metadata": {{}}, "nbformat": 4, "nbformat_minor": 5}}'
-    )
-    done = run_notebook(notebook)
-    assert done.returncode != 0
-    assert "broken.ipynb" in done.stderr and "assert 1 == 2" in done.stderr
+    code, output = run_notebook(notebook(tmp_path, "1 == 1", "assert 1 == 2"), tmp_path / "log")
+    assert code != 0
+    assert "made.ipynb" in output and "Cell #2" in output and "assert 1 == 2" in output
+
+
+def test_a_process_that_ends_early_fails_the_test(tmp_path):
+    code, _ = run_notebook(notebook(tmp_path, "import os", "os._exit(7)"), tmp_path / "log")
+    assert code == 7
+
+
+def test_slow_cells_run_where_they_are_asked_for(tmp_path):
+    path = notebook(tmp_path, "#| slow\nassert 1 == 2")
+    assert has_slow_cells(path) and not has_slow_cells(notebook(tmp_path, "slow = 1"))
+    path = notebook(tmp_path, "#| slow\nassert 1 == 2")
+    assert run_notebook(path, tmp_path / "log")[0] == 0
+    assert run_notebook(path, tmp_path / "log", flags=["slow"])[0] != 0
+
+
+def test_a_notebook_runs_in_its_folder_with_the_package_of_this_checkout(tmp_path):
+    sources = [
+        f"from pathlib import Path\nassert Path.cwd() == Path({str(tmp_path)!r})",
+        f"import asymcl\nassert Path(asymcl.__file__).parents[1] == Path({str(ROOT)!r})",
+    ]
+    code, output = run_notebook(notebook(tmp_path, *sources), tmp_path / "log")
+    assert code == 0, output

@@ -70,6 +70,7 @@ def parts(requirement):
     return text[:start], frozenset(filter(None, text[start:].split(",")))
 
 
+@pytest.mark.slow
 def test_metadata_is_that_of_settings_and_pyproject(wheel, settings):
     metadata = email.message_from_string(dist_info(wheel, "METADATA"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -85,6 +86,7 @@ def test_metadata_is_that_of_settings_and_pyproject(wheel, settings):
     assert metadata.get_payload().startswith("# asymcl")
 
 
+@pytest.mark.slow
 def test_requirements_and_extras(wheel, settings):
     required = email.message_from_string(dist_info(wheel, "METADATA")).get_all("Requires-Dist")
     plain = {parts(r) for r in required if "extra" not in r}
@@ -102,6 +104,7 @@ def test_requirements_and_extras(wheel, settings):
     assert len(required) == len(plain) + sum(map(len, extras.values()))
 
 
+@pytest.mark.slow
 def test_version_lives_in_the_package_alone(wheel):
     namespace = {}
     exec((ROOT / "asymcl/__init__.py").read_text(), namespace)
@@ -112,6 +115,7 @@ def test_version_lives_in_the_package_alone(wheel):
     assert "version" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+@pytest.mark.slow
 def test_console_scripts(wheel, settings):
     entries = configparser.ConfigParser(delimiters=["="])
     entries.read_string(dist_info(wheel, "entry_points.txt"))
@@ -120,6 +124,7 @@ def test_console_scripts(wheel, settings):
     )
 
 
+@pytest.mark.slow
 def test_wheel_holds_modules_sample_and_licences(wheel):
     names = set(wheel.namelist())
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "asymcl").glob("*.py")}

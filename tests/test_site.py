@@ -61,6 +61,7 @@ VIEWS = {
     "dark phone": ("dark", NARROW),
 }
 PAGE_VIEWS = ["light", "dark", "phone"]
+QUICK = {("light", "index.html"), ("dark", "tutorials/start.html"), ("phone", "api/losses.html")}
 
 # What ends right of the column of text, outside boxes that scroll. A formula's copy for screen readers has no visible size, and KaTeX lets
 # empty boxes inside its own (.base) stand out by 2 px.
@@ -268,8 +269,14 @@ def look(visit, written):
     return visit.problems + pictures + page.evaluate(TOO_WIDE) + formula_problems(page, written)
 
 
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("view", PAGE_VIEWS)
+@pytest.mark.parametrize(
+    "view, name",
+    [
+        pytest.param(view, name, marks=() if (view, name) in QUICK else pytest.mark.browser)
+        for view in PAGE_VIEWS
+        for name in PAGES
+    ],
+)
 def test_page_loads_fits_and_can_be_read(visit, view, name):
     notebook = (ROOT / "nbs" / name).with_suffix(".ipynb")
     reader = visit(view)
@@ -299,6 +306,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("script", FAULTS)
 def test_a_fault_is_found(visit, script):
     reader = visit()
@@ -318,6 +326,7 @@ def test_formulas_are_counted_outside_code(tmp_path):
     assert formulas_written(tmp_path / "n.ipynb") == 4
 
 
+@pytest.mark.browser
 def test_home_has_no_serious_fault_by_any_rule_of_axe(visit):
     reader = visit()
     reader.open("index.html")
@@ -325,6 +334,7 @@ def test_home_has_no_serious_fault_by_any_rule_of_axe(visit):
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("view", ["light", "dark"])
 def test_search_finds_the_loss(visit, view):
     reader = visit(view)
@@ -344,6 +354,7 @@ def test_search_finds_the_loss(visit, view):
     assert not reader.problems + axe_problems(page)
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_chosen_theme_stays(visit, scheme):
     reader = visit(scheme)
@@ -365,6 +376,7 @@ def test_chosen_theme_stays(visit, scheme):
     assert dark() != (scheme == "dark") and not reader.problems
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("view", ["phone", "dark phone"])
 def test_menus_open_on_a_phone(visit, view):
     reader = visit(view)
@@ -381,6 +393,7 @@ def test_menus_open_on_a_phone(visit, view):
     assert not reader.problems
 
 
+@pytest.mark.browser
 def test_next_and_previous_lead_through_all_pages(visit):
     reader, seen = visit(), ["index.html"]
     page = reader.page
@@ -396,6 +409,7 @@ def test_next_and_previous_lead_through_all_pages(visit):
     assert sorted([*seen, "404.html"]) == PAGES and not reader.problems
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("address", ["nowhere.html", "api/no/such/page.html"])
 def test_unknown_address_gets_a_page_that_leads_on(visit, address):
     reader = visit()

@@ -4,8 +4,6 @@ import ast
 import hashlib
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 from asymcl.datasets import fashion_mnist
 from asymcl.inference import TrainedModel
 from asymcl.models import small_encoder
+from asymcl.predict import predict_command
 
 ROOT = Path(__file__).parent.parent
 UNPICKLERS = {"pickle", "joblib", "shelve", "marshal", "dill", "cloudpickle"}
@@ -62,17 +61,22 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
-def predict(model, image):
-    return subprocess.run(
-        [sys.executable, "-m", "asymcl.predict", model, image],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def predict(capsys):
+    "Runs asymcl-predict: exit code, standard output and standard error"
+
+    def run(model, image):
+        try:
+            code = predict_command([str(model), str(image)])
+        except SystemExit as ending:
+            code = ending.code
+        return code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize("way", ["pickle", "torch.save"])
-def test_a_planted_pickle_is_refused_and_not_run(model, tmp_path, way):
+def test_a_planted_pickle_is_refused_and_not_run(model, predict, tmp_path, way):
     described, attacked = json.loads((model / "model.json").read_text()), tmp_path / "attacked"
     planted = model / "planted"
     if way == "pickle":
@@ -83,21 +87,17 @@ def test_a_planted_pickle_is_refused_and_not_run(model, tmp_path, way):
     planted.rename(model / f"model-{digest[:16]}.safetensors")
     described |= dict(tensors=f"model-{digest[:16]}.safetensors", sha256=digest)
     (model / "model.json").write_text(json.dumps(described))
-    done = predict(model, ROOT / "nbs" / "favicon.svg")
-    assert (
-        done.returncode == 2
-        and "is no safetensors file" in done.stderr
-        and done.stderr.count("\n") == 1
-    ), done.stderr
+    code, _, errors = predict(model, ROOT / "nbs" / "favicon.svg")
+    assert code == 2 and "is no safetensors file" in errors and errors.count("\n") == 1, errors
     assert not attacked.exists()
     if way == "pickle":
         pickle.loads((model / described["tensors"]).read_bytes())
         assert attacked.exists()  # the attack itself works
 
 
-def test_the_same_model_without_the_attack_answers(model, tmp_path):
+def test_the_same_model_without_the_attack_answers(model, predict, tmp_path):
     from PIL import Image
 
     Image.new("L", (28, 28), 128).save(tmp_path / "grey.png")
-    done = predict(model, tmp_path / "grey.png")
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
+    code, rows, errors = predict(model, tmp_path / "grey.png")
+    assert code == 0 and len(rows.splitlines()) == 2, errors

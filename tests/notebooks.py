@@ -1,0 +1,56 @@
+"""Runs notebooks as nbdev-test does, each in a process forked from one that has loaded PyTorch and fastai already."""
+
+import json
+import multiprocessing
+import os
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 1200  # seconds after which a notebook is taken to hang
+# What most notebooks import; asymcl itself is imported by each notebook, from this checkout
+LOADED = ["fastai.vision.all", "matplotlib.pyplot", "nbdev.test", "scipy.stats", "sklearn"]
+
+
+@cache
+def processes():
+    "Where processes come from: forks of a server that has imported LOADED, fresh processes where a system cannot fork"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many run side by side as there are cores
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    return context
+
+
+def work(path, flags, log):
+    "Run a notebook in this process, whose output goes into a file; exit code 1 where a cell fails"
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from nbdev.test import test_nb
+
+    passed, _ = test_nb(path, ["notest", "slow"], flags, basepath=ROOT, cell_timeout=LIMIT)
+    sys.stdout.flush()
+    sys.exit(not passed)
+
+
+def run_notebook(path, log, flags=()):
+    "Run a notebook in a process of its own: exit code, and what it printed, with the traceback of a cell that fails"
+    process = processes().Process(target=work, args=(path, flags, log))
+    process.start()
+    process.join(LIMIT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return 1, f"{path} was still running after {LIMIT} seconds\n{log.read_text()}"
+    return process.exitcode, log.read_text(errors="replace")
+
+
+def has_slow_cells(path):
+    "Whether a notebook has a cell that nbdev-test leaves out unless it is asked for with `--flags slow`"
+    cells = json.loads(Path(path).read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return any(re.search(r"^#\| *slow\b", source, re.MULTILINE) for source in sources)
