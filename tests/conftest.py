@@ -1,20 +1,22 @@
-"""Which tests run: without options the quick ones; with --full all; with -m those that it names."""
+"""Which tests run: without options the quick ones, with --full all, with -m those that it names."""
+
+import pytest
 
 MARKS = {
-    "slow": "takes many seconds, or tries at length what a quicker test tries once",
+    "slow": "takes many seconds, or tries at length what a quick test tries once",
     "browser": "drives a browser through the pages of the site",
     "fuzz": "hostile and unlucky input drawn at random",
-    "kills": "processes killed at random moments and started again",
+    "kills": "processes that are killed, and started again",
     "ranks": "several processes that train together",
     "gpu": "CUDA against the CPU; skipped where there is no CUDA device, see tools/gpu.sh",
 }
-QUICK = {"gpu"}  # marks of tests that run without --full, too
+LATER = MARKS.keys() - {"gpu"}  # not without --full
+# Fixtures that take seconds: what uses one of them runs in one process, which makes it once
+SHARED = {"expected", "figures", "first_run", "model_folder", "ranks", "trained", "wheel"}
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--full", action="store_true", help="run all tests, not only the quick ones (minutes)"
-    )
+    parser.addoption("--full", action="store_true", help="run all tests, not only the quick ones")
 
 
 def pytest_configure(config):
@@ -22,11 +24,22 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{name}: {meaning}")
 
 
+def keep_together(item):
+    "Mark a test for the process in which others use the same fixture with the same parameter"
+    used = [name for name in item.fixturenames if name in SHARED]
+    if used:
+        case = item.callspec.indices if hasattr(item, "callspec") else {}
+        group = [f"{name}{case.get(name, '')}" for name in used]
+        item.add_marker(pytest.mark.xdist_group("-".join([item.path.stem, *group])))
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")  # the longest first
+    for item in items:
+        keep_together(item)
     if config.option.full or config.option.markexpr:
         return
-    later = MARKS.keys() - QUICK
-    slow = [item for item in items if any(item.get_closest_marker(name) for name in later)]
-    chosen = set(slow)
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in chosen]
+    later = [item for item in items if any(map(item.get_closest_marker, LATER))]
+    config.hook.pytest_deselected(items=later)
+    items[:] = [item for item in items if item not in set(later)]

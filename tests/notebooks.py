@@ -1,5 +1,8 @@
-"""Runs notebooks as nbdev-test does, each in a process forked from one that has loaded PyTorch and fastai already."""
+"""Runs notebooks as nbdev-test does, each in a process forked from one that has loaded PyTorch and fastai already.
 
+Under coverage, and for tools/mutate.py, the exported cells of a notebook run as the lines of the module that they are exported to."""
+
+import ast
 import json
 import multiprocessing
 import os
@@ -12,6 +15,40 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 1200  # seconds after which a notebook is taken to hang
 # What most notebooks import; asymcl itself is imported by each notebook, from this checkout
 LOADED = ["fastai.vision.all", "matplotlib.pyplot", "nbdev.test", "scipy.stats", "sklearn"]
+CELLS = {}  # code to run in place of a cell, by its id
+
+
+def compiled_cells(module, tree=None):
+    "Code of each exported cell, by its id, from a module of asymcl or from a changed syntax tree of it"
+    text = module.read_text()
+    lines = text.splitlines()
+    found = [(i, re.match(r"# %% \S+\.ipynb #(\w+)", line)) for i, line in enumerate(lines, 1)]
+    marks = [(i, match[1]) for i, match in found if match]
+    nodes = {}
+    for node in (tree or ast.parse(text)).body:
+        above = [name for i, name in marks if i < node.lineno]
+        if isinstance(node, ast.ImportFrom) and node.level:  # the cell imports from asymcl
+            node.level, node.module = 0, f"asymcl.{node.module}"
+        if above:
+            nodes.setdefault(above[-1], []).append(node)
+    return {
+        name: compile(ast.Module(body, []), str(module), "exec") for name, body in nodes.items()
+    }
+
+
+def replace_cells(cells):
+    "From now on notebooks of this process run this code in place of the cells with these ids"
+    import nbdev.test
+
+    class Processor(nbdev.test.NBProcessor):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            for cell in self.nb.cells:
+                if cell.get("id") in cells:
+                    cell.source = f"import notebooks\nexec(notebooks.CELLS[{cell.id!r}])"
+
+    CELLS.update(cells)
+    nbdev.test.NBProcessor = Processor
 
 
 @cache
@@ -32,6 +69,9 @@ def work(path, flags, log):
         os.dup2(file.fileno(), 2)
     from nbdev.test import test_nb
 
+    module = ROOT / "asymcl" / f"{path.stem}.py"
+    if os.environ.get("COVERAGE_RUN") and path.parent == ROOT / "nbs" / "api":
+        replace_cells(compiled_cells(module))
     passed, _ = test_nb(path, ["notest", "slow"], flags, basepath=ROOT, cell_timeout=LIMIT)
     sys.stdout.flush()
     sys.exit(not passed)
