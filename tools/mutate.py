@@ -2,9 +2,9 @@
 
     python tools/mutate.py losses [--sample 100] [--seconds 3600] [--functions REGEX]
 
-A mutant is the module with one operator, comparison, condition, constant or statement changed. Its tests are the notebook that the module is
-exported from, whose exported cells run the mutant's lines, and the files of tests/ named in TESTS. Each mutant is tested in a process
-forked from this one, which has loaded PyTorch and fastai. A mutant that no test notices is printed with its line; some of
+A mutant is the module with one operator, comparison, condition, constant or statement changed. Its tests are the notebook that the
+module is exported from, whose exported cells run the mutant's lines, and the files of tests/ named in TESTS. Each mutant is tested in
+a process forked from this one, which has loaded PyTorch and fastai. A mutant that no test notices is printed with its line; some of
 them are equivalent to the original, such as another size of a block. Exit code 1 where less than --least per cent are killed.
 """
 
