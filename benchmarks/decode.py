@@ -1,6 +1,6 @@
 """Images per second from JPEG files, cold and warm, against what a network takes.
 
-    python benchmarks/decode.py [--images 600] [--rounds 5] [--threads N]
+    python benchmarks/decode.py [--images 600] [--rounds 5] [--threads N] [--out FILE]
 
 Draws a folder of synthetic lesions (JPEG, 600x450 pixels, as HAM10000 has them) and measures in one run, with files in the system's
 memory: decoding by torchvision's transforms, the common way and once an epoch; decoding into the cache by one and by two worker
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from fastai.torch_core import default_device
+from record import add_options, record, save
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -102,7 +103,10 @@ def main():
     parser.add_argument(
         "--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice"
     )
+    add_options(parser)
     args = parser.parse_args()
+    if args.toy:
+        args.images, args.rounds = 150, 1
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(default_device())
@@ -133,16 +137,14 @@ def main():
                     rates[name].append(count / (time.perf_counter() - start))
         size = sum(p.stat().st_size for p in photos.rglob("*.jpg")) / len(files)
     base = statistics.median(rates["ResNet-18, one training step"])
-    print(
-        f"device {device}, {torch.get_num_threads()} threads, {len(files)} JPEG files of 600x450 pixels, {size / 1000:.0f} kB each, to "
-        f"{SIZE}x{SIZE}, batch {BATCH}, {args.rounds} rounds in turns\n"
-    )
-    print(f"{'images a second':37} {'median':>10} {'least to most':>20} {'x ResNet-18':>12}")
+    rows = []
     for name, values in rates.items():
         median = statistics.median(values)
-        print(
-            f"{name:37} {median:10,.0f} {f'{min(values):,.0f} to {max(values):,.0f}':>20} {median / base:12.1f}"
-        )
+        rate_of = dict(least=min(values), median=median, most=max(values))
+        rows.append({"images/s": name, **rate_of, "x ResNet-18": median / base})
+    files_of = dict(images=len(files), source_pixels="600x450", kilobytes_each=round(size / 1000))
+    facts = dict(device=str(device), **files_of, pixels=SIZE, batch=BATCH, rounds=args.rounds)
+    save(record(rows, **facts), args.out)
 
 
 if __name__ == "__main__":

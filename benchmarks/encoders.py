@@ -1,12 +1,14 @@
 """Images per second of a training step: the small encoder against torchvision's ResNet-18, interleaved in one run.
 
-python benchmarks/encoders.py
+python benchmarks/encoders.py [--out FILE]
 """
 
+import argparse
 import statistics
 import time
 
 import torch
+from record import add_options, record, save
 
 from asymcl.models import resnet_encoder, small_encoder
 
@@ -20,7 +22,11 @@ def step_seconds(encoder, optimizer, images):
     return time.perf_counter() - start
 
 
-def main(batch=128, rounds=20):
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    args = parser.parse_args()
+    batch, rounds = (8, 1) if args.toy else (128, 20)
     images = torch.randn(batch, 1, 28, 28)
     encoders = {
         "small_encoder": small_encoder(),
@@ -34,12 +40,12 @@ def main(batch=128, rounds=20):
         for name, encoder in encoders.items():
             seconds[name].append(step_seconds(encoder, optimizers[name], images))
     medians = {name: statistics.median(s[2:]) for name, s in seconds.items()}
-    print(
-        f"{'encoder':20} {'images/s':>10}   (batch {batch}, 1x28x28, {torch.get_num_threads()} threads, median of {rounds})"
-    )
-    for name, median in medians.items():
-        print(f"{name:20} {batch / median:10.0f}")
-    print(f"ratio {medians['resnet_encoder(18)'] / medians['small_encoder']:.1f}")
+    base = medians["small_encoder"]
+    rows = [
+        {"encoder": name, "images/s": batch / median, "slower by": median / base}
+        for name, median in medians.items()
+    ]
+    save(record(rows, batch=batch, pixels=28, rounds=rounds), args.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import tempfile
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+
+from record import add_options, record, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -84,16 +85,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=int, default=60, help="for each reader")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--reader", help="feed this one only, in this process")
+    add_options(parser)
     args = parser.parse_args()
+    if args.toy:
+        args.seconds = 1
     if args.reader:
         return feed(args.reader, args.seconds)
-    names = ("asymcl", "atheris", "torch", "pillow", "numpy", "safetensors")
-    versions = dict(python=platform.python_version()) | {
-        name: version(name) for name in names
-    }  # an error without atheris
-    record = dict(seconds_each=args.seconds, readers={}, versions=versions)
+    fuzzer, rows = f"atheris {version('atheris')}", []  # an error without atheris
     with tempfile.TemporaryDirectory() as folder:
         for name in readers(Path(folder)):
             command = [sys.executable, __file__, "--reader", name, "--seconds", str(args.seconds)]
@@ -108,18 +107,19 @@ def main():
             if not inputs:
                 sys.exit(f"{name} was not fed: {done.stderr[-2000:]}")
             branches = re.findall(r"cov: (\d+)", done.stderr)
-            record["readers"][name] = dict(
-                inputs=int(inputs[-1]),
-                branches_at_first=int(branches[0]) if branches else 0,
-                branches=int(branches[-1]) if branches else 0,
-                found=int(done.returncode != 0),
+            rows.append(
+                dict(
+                    reader=name,
+                    inputs=int(inputs[-1]),
+                    branches_at_first=int(branches[0]) if branches else 0,
+                    branches=int(branches[-1]) if branches else 0,
+                    found=int(done.returncode != 0),
+                )
             )
-            print(name, record["readers"][name], flush=True)
             if done.returncode:
                 print(done.stderr[-2000:], flush=True)
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    return any(r["found"] for r in record["readers"].values())
+    save(record(rows, seconds_each=args.seconds, fuzzer=fuzzer), args.out)
+    return any(row["found"] for row in rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """How much memory does gradient caching save, and what time does it cost?
 
-    python benchmarks/gradient_cache.py [--batch-sizes 64,128,256,512,1024] [--chunk 64] [--rounds 3] [--threads N]
+    python benchmarks/gradient_cache.py [--batch-sizes 64,128,256,512,1024] [--chunk 64] [--rounds 3] [--threads N] [--out FILE]
 
 One training step (forward, AFCL, backward, SGD) of a ResNet-18 with projection head on random images (1 channel, 28x28), once with
 all activations kept, once embedded in chunks. Every case is a process of its own, so that none inherits the memory of another: after
 two steps on 8 images, which load what is loaded only once, the process notes its highest resident size (`ru_maxrss`), takes the
 steps, and notes it again. The difference is the peak of additional memory. Seconds are those of the median step; whole and cached
-take turns. Prints a table to standard output; nothing is downloaded.
+take turns. Prints a table and writes the record; nothing is downloaded.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import time
 
 import torch
+from record import add_options, record, save
 from torch import nn
 
 from asymcl.distributed import embed_in_chunks
@@ -88,29 +89,30 @@ def main():
         "--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice"
     )
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    add_options(parser)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.case:
         return print(*case(*map(int, args.case.split(",")), args.steps))
-    print(
-        f"ResNet-18, 28x28, chunks of {args.chunk}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{args.rounds} processes of {args.steps} steps for each figure\n"
-    )
-    print("medians           additional memory in MiB              seconds a step")
-    print(
-        f"{'images':>6} {'whole':>14} {'cached':>9} {'ratio':>8} {'whole':>14} {'cached':>9} {'ratio':>8}"
-    )
+    if args.toy:
+        args.batch_sizes, args.chunk, args.rounds, args.steps = "8", 4, 1, 1
+    rows = []
     for n in map(int, args.batch_sizes.split(",")):
         turns = [(*measure(n, 0, args), *measure(n, args.chunk, args)) for _ in range(args.rounds)]
         memory, seconds, cached_memory, cached_seconds = map(
             statistics.median, zip(*turns, strict=True)
         )
-        print(
-            f"{n:6} {memory:14.0f} {cached_memory:9.0f} {cached_memory / memory:8.2f} {seconds:14.2f} {cached_seconds:9.2f} "
-            f"{cached_seconds / seconds:8.2f}",
-            flush=True,
+        rows.append(
+            dict(
+                images=n,
+                mib=dict(whole=memory, cached=cached_memory),
+                seconds=dict(whole=seconds, cached=cached_seconds),
+                ratio=cached_seconds / seconds,
+            )
         )
+    facts = dict(encoder="ResNet-18", pixels=28, chunk=args.chunk)
+    save(record(rows, **facts, rounds=args.rounds, steps=args.steps), args.out)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=Futur
 
 import torch  # noqa: E402
 from fastai.torch_core import set_seed  # noqa: E402
+from record import add_options, record, save  # noqa: E402
 
 from asymcl import checkpoint  # noqa: E402
-from asymcl.checkpoint import read_state, versions  # noqa: E402
+from asymcl.checkpoint import read_state  # noqa: E402
 from asymcl.datasets import fashion_mnist  # noqa: E402
 from asymcl.losses import ACL  # noqa: E402
 from asymcl.models import small_encoder  # noqa: E402
@@ -120,8 +121,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", type=Path, help="JSON of the figures (default: only print them)")
+    add_options(parser)
     options = parser.parse_args()
+    if options.toy:
+        options.kills = 1
     draw, place = random.Random(options.seed), Path(tempfile.mkdtemp())
     begin = time.monotonic()
     whole, status = run(place / "whole")
@@ -171,18 +174,8 @@ def main():
         told, status = run(folder)
         counts[name]["same_figures"] = figures(told) == want
     shutil.rmtree(place)
-    text = json.dumps(
-        dict(
-            seconds_of_a_training=round(length, 1),
-            epochs=sum(EPOCHS.values()),
-            **counts,
-            versions=versions(),
-        ),
-        indent=1,
-    )
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    facts = dict(seconds_of_a_training=round(length, 1), epochs=sum(EPOCHS.values()))
+    save(record([counts], **facts), options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Do the loader and the random views keep up with a network?
 
-    python benchmarks/loader.py [--rounds 15] [--batch-size 128] [--threads N]
+    python benchmarks/loader.py [--rounds 15] [--batch-size 128] [--threads N] [--out FILE]
 
 Measures, in turns within one run, how many images a second (a) torchvision's ResNet-18 trains on (1 channel, 28x28
 pixels, forward, backward and SGD step) and (b) `ImageLoader` with `random_views` delivers, two views of each image, on
@@ -14,6 +14,7 @@ import time
 
 import torch
 from fastai.torch_core import default_device
+from record import add_options, record, save
 from torch import nn
 from torchvision.models import resnet18
 
@@ -69,7 +70,10 @@ def main():
     parser.add_argument(
         "--threads", type=int, help="threads of PyTorch; default: PyTorch's own choice"
     )
+    add_options(parser)
     args = parser.parse_args()
+    if args.toy:
+        args.rounds, args.batch_size = 2, 8
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(default_device())
@@ -88,14 +92,13 @@ def main():
             if n:
                 rates[name].append(measured)
     base = statistics.median(rates["ResNet-18, one training step"])
-    print(
-        f"device {device}, {torch.get_num_threads()} threads, batch {args.batch_size}, {args.rounds} rounds in turns\n"
-    )
-    print(f"{'images a second':30} {'median':>10} {'quartiles':>20} {'x ResNet-18':>12}")
+    rows = []
     for name, values in rates.items():
         low, median, high = statistics.quantiles(values, n=4)
-        print(f"{name:30} {median:10,.0f} {f'{low:,.0f} to {high:,.0f}':>20} {median / base:12.1f}")
-    print(f"\naim: {AIM} x ResNet-18 for loader + two random views")
+        rate_of = dict(low=low, median=median, high=high)
+        rows.append({"images/s": name, **rate_of, "x ResNet-18": median / base})
+    facts = dict(device=str(device), batch=args.batch_size, rounds=args.rounds)
+    save(record(rows, **facts, aim=f"{AIM} x ResNet-18 for loader + two random views"), args.out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ is that from the fifth epoch, when all is allocated, to the epoch with most afte
 """
 
 import argparse
-import json
 import os
 import tempfile
 import warnings
@@ -17,8 +16,8 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=Futur
 
 from fastai.callback.core import Callback  # noqa: E402
 from fastai.torch_core import set_seed  # noqa: E402
+from record import add_options, record, save  # noqa: E402
 
-from asymcl.checkpoint import versions  # noqa: E402
 from asymcl.datasets import fashion_mnist  # noqa: E402
 from asymcl.losses import AFCL  # noqa: E402
 from asymcl.models import small_encoder  # noqa: E402
@@ -66,14 +65,18 @@ def summary(seen):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--out", type=Path, help="JSON of the figures (default: only print them)")
+    add_options(parser)
     options = parser.parse_args()
+    if options.toy:
+        options.epochs = 6
     if options.epochs < 6:
         parser.error(f"--epochs must be at least 6, got {options.epochs}")
     set_seed(0)
     folder, stages = tempfile.mkdtemp(), {}
     learn = TwoStageLearner(
-        fashion_mnist(train_total=1500).dls(), small_encoder(), AFCL(gamma=2.0, eta=120.0)
+        fashion_mnist(train_total=100 if options.toy else 1500).dls(),
+        small_encoder(),
+        AFCL(gamma=2.0, eta=120.0),
     )
     with learn.contrastive.no_bar(), learn.contrastive.no_logging():
         learn.fit_contrastive(options.epochs, keep=folder, cbs=(watch := Watch()))
@@ -82,18 +85,9 @@ def main():
     with head.no_bar(), head.no_logging():
         learn.fit_classifier(options.epochs, keep=folder, cbs=(watch := Watch()))
     stages["stage_2"] = summary(watch.seen)
-    text = json.dumps(
-        dict(
-            epochs=options.epochs,
-            **stages,
-            files_kept=len(list(Path(folder).iterdir())),
-            versions=versions(),
-        ),
-        indent=1,
-    )
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    rows = [dict(stage=stage, **figures) for stage, figures in stages.items()]
+    kept = len(list(Path(folder).iterdir()))
+    save(record(rows, epochs=options.epochs, files_kept=kept), options.out)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """Time and memory of one forward and backward pass of the losses: fused, plain, pytorch-metric-learning, and AFCL as written down.
 
-    python benchmarks/losses.py
+    python benchmarks/losses.py --out benchmarks/results/losses.json
 
 Batches of n unit embeddings of width 128 in float32, one image in ten of the rare class; AFCL with gamma = 2, eta = 120.
 Time: rivals interleaved in one process, median of the rounds, and its ratio to the floor: the two products of n x n x d that any exact
 method needs (scores, and scores' gradient times embeddings), in blocks of 64 rows whose memory is reused, which is the fastest way found.
 Memory: a process of its own for each figure; the high-water mark of its resident set (VmHWM of Linux, reset before the pass) less the
 resident set before the pass. Inputs and their gradient are of n x 128 numbers and the latter is counted.
-Writes results/losses.json and results/losses.png.
+--out names the record; the curves go beside it, as .png.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,10 +20,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import SupConLoss
+from record import add_options, record, save
 
 from asymcl.losses import AFCL, CL
 
-RESULTS = Path(__file__).parent / "results"
 WIDTH = 128
 
 
@@ -112,7 +111,7 @@ def peak(name, n):
     )
 
 
-def plot(record):
+def plot(rows, path):
     "Curves of time and memory over n"
     import matplotlib
 
@@ -127,10 +126,10 @@ def plot(record):
         )
     )
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    sizes = [row["n"] for row in record["rows"]]
+    sizes = [row["n"] for row in rows]
     left.plot(
         sizes,
-        [1e3 * row["seconds"]["floor"] for row in record["rows"]],
+        [1e3 * row["seconds"]["floor"] for row in rows],
         c="black",
         lw=1,
         label="floor: two products",
@@ -139,12 +138,12 @@ def plot(record):
         colour, line = style.split()
         left.plot(
             sizes,
-            [1e3 * row["seconds"][name] for row in record["rows"]],
+            [1e3 * row["seconds"][name] for row in rows],
             line,
             c=colour,
             label=name,
         )
-        right.plot(sizes, [row["mib"][name] for row in record["rows"]], line, c=colour, label=name)
+        right.plot(sizes, [row["mib"][name] for row in rows], line, c=colour, label=name)
     for ax, label in ((left, "milliseconds"), (right, "additional memory, MiB")):
         ax.set(
             xscale="log",
@@ -158,7 +157,7 @@ def plot(record):
     left.legend(frameon=False, fontsize=8)
     left.set_title("forward and backward")
     right.set_title("peak of one pass")
-    fig.savefig(RESULTS / "losses.png", dpi=120)
+    fig.savefig(path, dpi=120)
 
 
 def main():
@@ -179,29 +178,22 @@ def main():
         metavar=("METHOD", "N"),
         help="print the additional MiB of one pass and end",
     )
+    add_options(parser)
     options = parser.parse_args()
     if options.peak:
         return print_peak(options.peak[0], int(options.peak[1]))
-    record = dict(
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        width=WIDTH,
-        rounds=options.rounds,
-        rows=[],
-    )
-    print(
-        f"torch {record['torch']}, {record['threads']} threads, d = {WIDTH}, float32; ratio: to the floor"
-    )
+    if options.toy:
+        options.sizes, options.rounds = [64], 1
+    rows = []
     for n in options.sizes:
-        seconds, mib = times(n, options.rounds), {name: peak(name, n) for name in METHODS}
-        record["rows"].append(dict(n=n, seconds=seconds, mib=mib))
-        print(f"\nn = {n}: floor {1e3 * seconds['floor']:.2f} ms")
-        for name in METHODS:
-            print(
-                f"  {name:28}{1e3 * seconds[name]:10.2f} ms{seconds[name] / seconds['floor']:8.2f} x{mib[name]:10.1f} MiB"
-            )
-    (RESULTS / "losses.json").write_text(json.dumps(record, indent=1) + "\n")
-    plot(record)
+        seconds = times(n, options.rounds)
+        ratio = {name: seconds[name] / seconds["floor"] for name in METHODS}
+        rows.append(
+            dict(n=n, seconds=seconds, ratio=ratio, mib={name: peak(name, n) for name in METHODS})
+        )
+    save(record(rows, width=WIDTH, rounds=options.rounds), options.out)
+    if options.out:
+        plot(rows, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     python benchmarks/training.py stage2  [--encoder small] [--channels-last] [--rounds 7]
     python benchmarks/training.py whole   [--encoder small] [--method AFCL] [--epochs 6] [--classifier-epochs 30] [--rounds 5]
 
-Each section trains its rivals in turns within one run and prints the median, the quartiles and the median of the ratios within a
+Each section trains its rivals in turns within one run and records the median, the quartiles and the median of the ratios within a
 round; the first round warms up and is not counted (stage2 and whole warm up on one epoch instead, and their rounds are seeds).
 Everything is on the bundled sample, 90:10; other sizes than 28 are its images enlarged. An image with its two views counts once.
 
@@ -25,7 +25,6 @@ whole:  `run_method` against per-item PIL transforms in a PyTorch DataLoader, a 
 import argparse
 import ctypes
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -44,6 +43,7 @@ from fastai.data.core import DataLoaders
 from fastai.optimizer import Adam, OptimWrapper
 from fastai.torch_core import default_device, set_seed
 from PIL import Image
+from record import add_options, record, save
 from torch import nn
 from torchvision import transforms
 
@@ -154,15 +154,15 @@ def in_turns(jobs, rounds):
     return times
 
 
-def spread(values, digits=0):
+def spread(values):
     "Median and quartiles"
     low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return f"{median:10,.{digits}f} {f'{low:,.{digits}f} to {high:,.{digits}f}':>20}"
+    return dict(median=median, low=low, high=high)
 
 
 def ratios(over, under):
     "Median and quartiles of the ratios within a round"
-    return spread([a / b for a, b in zip(over, under, strict=True)], 3)
+    return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
 # Stage 1
@@ -276,19 +276,20 @@ def stage1(args):
     )
     times = in_turns(jobs, args.rounds)
     base = times["bare loop, fused AdamW"]
-    print(
-        f"{'images a second in stage 1':48} {'median':>10} {'quartiles':>20}   {'bare / it':>10} {'quartiles':>20}"
-    )
-    for name, t in times.items():
-        print(f"{name:48} {spread([n / s for s in t])}   {ratios(base, t)}")
-    training = times["learner, as it is"]
-    validation = rest["as it is"][1:]
-    print(
-        f"\nvalidation and its metrics, of {len(data.splits['valid'])} images after each epoch: "
-        f"{1000 * statistics.median(validation):.0f} ms, beside {1000 * statistics.median(training):.0f} ms of training on {n}"
-    )
-    print(
-        f"learner and bare loop from one start, after an epoch: weights agree to {same_steps(args, data):.1e} of the largest"
+    rows = [
+        {
+            "stage 1": name,
+            "images/s": spread([n / t for t in took]),
+            "bare / it": ratios(base, took),
+        }
+        for name, took in times.items()
+    ]
+    return rows, dict(
+        validation_images=len(data.splits["valid"]),
+        validation_ms=1000 * statistics.median(rest["as it is"][1:]),
+        training_images=n,
+        training_ms=1000 * statistics.median(times["learner, as it is"]),
+        weights_differ_from_bare_loop=same_steps(args, data),
     )
 
 
@@ -330,12 +331,13 @@ def parts(args):
                 note(f"zero_grad of {name}", optimizer.zero_grad)
     medians = {name: 1000 * statistics.median(t[len(loader) :]) for name, t in times.items()}
     total = sum(t for name, t in medians.items() if "fastai" not in name)
-    print(f"{'part of a step':30} {'ms':>10} {'share':>8}")
-    for name, t in medians.items():
-        print(f"{name:30} {t:10.2f} {t / total:8.1%}{'   instead' if 'fastai' in name else ''}")
-    print(f"{'step with fused AdamW':30} {total:10.2f}")
-    print(
-        f"data and augmentation: {(medians['batch from the loader'] + medians['two random views']) / total:.1%} of a step"
+    rows = [
+        {"part of a step": name, "ms": t, "share": t / total, "instead": "fastai" in name}
+        for name, t in medians.items()
+    ]
+    return rows, dict(
+        step_ms=total,
+        share_of_data=(medians["batch from the loader"] + medians["two random views"]) / total,
     )
 
 
@@ -387,15 +389,19 @@ def allocator(args):
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             lines.append([float(v) for v in output.splitlines()[-1].split()])
     base = [line[0] for line in found["as glibc has it"]]
-    print(
-        f"{'training step, ms':20} {'median':>10} {'quartiles':>20}   {'glibc / it':>10} {'quartiles':>20} "
-        f"{'page faults':>12} {'peak MiB':>10}"
-    )
+    rows = []
     for name, lines in found.items():
-        step, faults, peak = zip(*lines, strict=True)
-        print(
-            f"{name:20} {spread(step, 1)}   {ratios(base, step)} {statistics.median(faults):12,.0f} {statistics.median(peak):10,.0f}"
+        took, faults, peak = zip(*lines, strict=True)
+        rows.append(
+            {
+                "training step": name,
+                "ms": spread(took),
+                "glibc / it": ratios(base, took),
+                "page faults": statistics.median(faults),
+                "peak MiB": statistics.median(peak),
+            }
         )
+    return rows, {}
 
 
 def step(args, n=20):
@@ -407,6 +413,7 @@ def step(args, n=20):
     times = [job() for _ in range(n)]
     usage = resource.getrusage(resource.RUSAGE_SELF)
     print(1000 * statistics.median(times), (usage.ru_minflt - before) / n, usage.ru_maxrss / 1024)
+    sys.exit()  # `allocator` keeps the record
 
 
 def options(args):
@@ -422,23 +429,20 @@ def options(args):
     first = {name: sum(step() for _ in range(3)) for name, step in steps.items()}
     times = in_turns(steps, args.rounds)
     eager = min(names[:2], key=lambda name: statistics.median(times[name]))
-    print(
-        f"{'training step, ms':28} {'median':>10} {'quartiles':>20}   {'plain / it':>10} {'quartiles':>20} "
-        f"{'compilation, s':>14} {'steps to pay for it':>20}"
-    )
-    for name, t in times.items():
-        line = f"{name:28} {spread([1000 * s for s in t], 1)}   {ratios(times['plain'], t)}"
+    rows = []
+    for name, took in times.items():
+        row = {
+            "training step": name,
+            "ms": spread([1000 * t for t in took]),
+            "plain / it": ratios(times["plain"], took),
+        }
         if "compiled" in name:
-            cost, gain = (
-                first[name] - 3 * statistics.median(t),
-                statistics.median(times[eager]) - statistics.median(t),
-            )
-            line += f" {cost:14.1f} {f'{cost / gain:,.0f}' if gain > 0 else 'never':>20}"
-        print(line)
-    if not args.no_compile:
-        print(
-            f"steps that pay are counted against {eager}; the shapes of validation would be compiled on top"
-        )
+            median = statistics.median(took)
+            cost, gain = first[name] - 3 * median, statistics.median(times[eager]) - median
+            row["compilation, s"] = cost
+            row["steps to pay for it"] = cost / gain if gain > 0 else "never"
+        rows.append(row)
+    return rows, dict(steps_that_pay_against=eager)  # validation's shapes are compiled on top
 
 
 # Stage 2
@@ -490,7 +494,7 @@ def stage2(args, epochs=10, lr=1e-2):
     "Ten epochs of the head by the learner, by the same Learner on images, and by a bare loop"
     results = {}
     for seed in range(args.rounds):
-        data = make_data(args, seed=seed)
+        data = make_data(args, args.batches, seed)
         set_seed(seed)
         learn = TwoStageLearner(data.dls(BATCH), make_encoder(args), AFCL())
         quiet(learn.contrastive).fit(1 if args.encoder == "resnet18" else 3, 1e-3)
@@ -537,22 +541,21 @@ def stage2(args, epochs=10, lr=1e-2):
             results.setdefault(name, []).append((took, scores))
             if name == "cached features":
                 results.setdefault("of which features", []).append((cached_parts[-1], None))
-    report(results, "cached features")
+    return report(results, "cached features"), {}
 
 
 def report(results, base):
     "Seconds, ratios and accuracy of the rivals"
-    print(
-        f"{'':40} {'seconds':>10} {'quartiles':>20} {'ratio':>10} {'quartiles':>20}  {'UWA':>14} {'AUC':>14}"
-    )
+    rows = []
     for name, runs in results.items():
-        times = [t for t, _ in runs]
-        line = f"{name:40} {spread(times, 2)} {ratios(times, [t for t, _ in results[base]])}"
-        if runs[0][1]:
-            for metric in ("unweighted_accuracy", "roc_auc"):
-                values = [s[metric] for _, s in runs]
-                line += f"  {statistics.mean(values):.3f} +- {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
-        print(line)
+        took = [t for t, _ in runs]
+        row = {"way": name, "s": spread(took), "ratio": ratios(took, [t for t, _ in results[base]])}
+        for metric in ("unweighted_accuracy", "roc_auc") if runs[0][1] else ():
+            values = [scores[metric] for _, scores in runs]
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            row[metric] = dict(mean=statistics.mean(values), deviation=deviation)
+        rows.append(row)
+    return rows
 
 
 # The whole run
@@ -663,11 +666,8 @@ def whole(args):
         name: getattr(args, name) for name in ("epochs", "classifier_epochs") if getattr(args, name)
     }
     settings, results = Settings(encoder=args.encoder, **given), {}
-    print(
-        f"{args.method}, {settings.epochs} epochs of stage 1, {settings.classifier_epochs} of stage 2"
-    )
     for seed in range(-1, args.rounds):
-        data = make_data(args, seed=max(seed, 0))
+        data = make_data(args, args.batches, max(seed, 0))
         now = settings if seed >= 0 else replace(settings, epochs=1, classifier_epochs=1)
         runs = {}
         run = run_method(args.method, max(seed, 0), data, now)
@@ -683,7 +683,10 @@ def whole(args):
         if seed >= 0:
             for name, result in runs.items():
                 results.setdefault(name, []).append(result)
-    report(results, "asymcl, both stages")
+    facts = dict(method=args.method, epochs=settings.epochs)
+    return report(results, "asymcl, both stages"), facts | dict(
+        classifier_epochs=settings.classifier_epochs
+    )
 
 
 def main():
@@ -705,7 +708,7 @@ def main():
     parser.add_argument(
         "--batches",
         type=int,
-        help="batches of an epoch in stage1 and parts; default: all 13 of the sample",
+        help="batches of an epoch, where not in options and allocator; default: all of the sample",
     )
     parser.add_argument(
         "--rounds", type=int, default=15, help="epochs, steps or seeds of each rival"
@@ -736,18 +739,20 @@ def main():
         default=[0, 2],
         help="whole: of the usual recipe's DataLoader",
     )
+    add_options(parser)
     args = parser.parse_args()
+    if args.toy:
+        args.batches, args.rounds, args.workers, args.no_compile = 1, 1, [0], True
+        args.epochs = args.classifier_epochs = 1
     if args.section == "whole" and args.channels_last:
         parser.error("whole trains the encoder as the package makes it")
     if args.keep_memory:
         keep_memory()
-    print(
-        f"{args.section}: {args.encoder}, {args.size}x{args.size}, batch {BATCH}"
-        f"{', channels-last' * args.channels_last}{', memory kept' * args.keep_memory}, {args.rounds} rounds; "
-        f"torch {torch.__version__}, {default_device()}, {torch.get_num_threads()} threads, "
-        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}\n"
-    )
-    sections[args.section](args)
+    rows, facts = sections[args.section](args)
+    names = ("section", "encoder", "size", "channels_last", "keep_memory", "rounds")
+    common = {name: getattr(args, name) for name in names} | dict(batch=BATCH)
+    common |= dict(device=str(default_device()), capability=torch.backends.cpu.get_cpu_capability())
+    save(record(rows, **common, **facts), args.out)
 
 
 if __name__ == "__main__":

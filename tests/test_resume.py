@@ -41,7 +41,7 @@ def figures(request, tmp_path_factory):
         env=os.environ | dict(OMP_NUM_THREADS="1"),
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(out.read_text())
+    (figures,) = json.loads(out.read_text())["rows"]
     assert figures["kills"] == request.param
     return figures | dict(said=done.stderr)
 

@@ -1,0 +1,81 @@
+"""Every section of every benchmark runs, with --toy, and writes its record in the common format."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+RESULTS = BENCHMARKS / "results"
+SECTIONS = {"training": ["stage1", "parts", "options", "allocator", "stage2", "whole"]}
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "record")
+RECORDS = [path for path in sorted(RESULTS.glob("*.json")) if path.stem in SCRIPTS]
+FIELDS = {"command", "date", "commit", "versions", "machine", "rows"}
+
+
+def check(record):
+    "What holds for every record"
+    assert FIELDS <= record.keys()
+    assert record["rows"] and all(isinstance(row, dict) and row for row in record["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script, section", [(name, s) for name in SCRIPTS for s in SECTIONS.get(name, [None])]
+)
+def test_benchmark_runs_and_writes_its_record(script, section, tmp_path):
+    if script == "fuzz_bytes" and not find_spec("atheris"):
+        pytest.skip("fuzz_bytes needs atheris, which is not installed")
+    out = tmp_path / f"{script}.json"
+    arguments = [*([section] if section else []), "--toy", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", BENCHMARKS / f"{script}.py", *arguments],
+        cwd=tmp_path,
+        env={"OMP_NUM_THREADS": "1"} | os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads(out.read_text())
+    check(record)
+    assert record["command"] == " ".join(["python", f"benchmarks/{script}.py", *arguments])
+    assert date.fromisoformat(record["date"]) and record["machine"]["threads"] >= 1
+    assert re.fullmatch(r"[0-9a-f]{12}[+]?", record["commit"] or "0" * 12)
+    assert record["versions"]["torch"]
+    assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", out.read_text())
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)
+def test_kept_records_have_the_format_and_make_a_table(path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from record import table
+
+    content = json.loads(path.read_text())
+    for record in content if isinstance(content, list) else [content]:
+        check(record)
+    lines = table(content).splitlines()
+    assert any(line.startswith("command: python benchmarks/") for line in lines)
+    assert not list(RESULTS.glob("*.txt"))  # tables are made of the records
+
+
+def test_table_of_a_record(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from record import table
+
+    rows = [dict(n=64, seconds=dict(plain=0.25, fused=1234.5)), dict(n=1024, mib=3)]
+    text = table(dict(command="python x.py", commit=None, versions=dict(torch="2"), rows=rows))
+    assert text.splitlines() == [
+        "command: python x.py",
+        "versions: torch 2",
+        "",
+        "n      seconds, plain  seconds, fused  mib",
+        "64               0.25           1,234",
+        "1,024                                    3",
+    ]
