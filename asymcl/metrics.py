@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['per_class_recall', 'unweighted_accuracy', 'weighted_accuracy', 'roc_auc', 'average_precision', 'calibration_error',
-           'knn_unweighted_accuracy', 'evaluate_predictions', 'UnweightedAccuracy', 'WeightedAccuracy', 'ClassRecall',
-           'RocAuc', 'AveragePrecision', 'CalibrationError', 'KnnAccuracy', 'mean_interval']
+           'knn_unweighted_accuracy', 'rarest_class', 'evaluate_predictions', 'UnweightedAccuracy', 'WeightedAccuracy',
+           'ClassRecall', 'RocAuc', 'AveragePrecision', 'CalibrationError', 'KnnAccuracy', 'mean_interval']
 
 # %% ../nbs/api/metrics.ipynb #33e9bb2c
 import numpy as np
@@ -240,8 +240,10 @@ def knn_unweighted_accuracy(
     return unweighted_accuracy(predictions, labels)
 
 # %% ../nbs/api/metrics.ipynb #f2eaf55e
-def _rarest(shares):
-    "Index of the smallest entry of `shares` (classes,); the last of equal ones."
+def rarest_class(
+    shares,  # counts or proportions of the classes, (classes,)
+) -> int:  # index of the smallest; the last of equal ones
+    "Index of the rare class"
     return len(shares) - 1 - int(np.argmin(np.asarray(shares)[::-1]))
 
 # %% ../nbs/api/metrics.ipynb #e3280f27
@@ -268,7 +270,7 @@ def evaluate_predictions(
         weighted_accuracy=weighted_accuracy(predictions, targets, shares),
         unweighted_accuracy=unweighted_accuracy(predictions, targets),
         roc_auc=roc_auc(p, targets),
-        average_precision=average_precision(p, targets, _rarest(shares)),
+        average_precision=average_precision(p, targets, rarest_class(shares)),
         calibration_error=calibration_error(p, targets),
         **{f"recall_{name}": float(r) for name, r in zip(classes, recall, strict=True)},
     )

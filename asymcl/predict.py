@@ -55,28 +55,9 @@ def _count(text):
         raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text!r}")
     return int(text)
 
-# %% ../nbs/api/predict.ipynb #95a008c4
-def _parser():
-    parser = _Parser(
-        "asymcl-predict",
-        description="Classify images with a model that TwoStageLearner.save has saved. Writes a CSV with a row for each "
-        "file: class, its probability, the probabilities of all classes, and what is wrong with a file that cannot be "
-        "read. Bytes of file names that are not UTF-8 are written as \\xff.",
-    )
-    add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="folder of the model")
-    add("paths", nargs="+", metavar="PATH", help="image files, and folders of them")
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="CSV to write (default: standard output). It grows as FILE.part; if the command was stopped, the same command resumes",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replacement of files that exist, from the first row on",
-    )
+# %% ../nbs/api/predict.ipynb #9575fe24
+def _add_answers(add):
+    "Options of what is answered about a file"
     add(
         "--recall",
         type=_share,
@@ -109,6 +90,30 @@ def _parser():
         metavar="FILE",
         help=".npy file to write with the features, a row for each row of the CSV; needs --out",
     )
+
+# %% ../nbs/api/predict.ipynb #95a008c4
+def _parser():
+    parser = _Parser(
+        "asymcl-predict",
+        description="Classify images with a model that TwoStageLearner.save has saved. Writes a CSV with a row for each "
+        "file: class, its probability, the probabilities of all classes, and what is wrong with a file that cannot be "
+        "read. Bytes of file names that are not UTF-8 are written as \\xff.",
+    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="folder of the model")
+    add("paths", nargs="+", metavar="PATH", help="image files, and folders of them")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="CSV to write (default: standard output). It grows as FILE.part; if the command was stopped, the same command resumes",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replacement of files that exist, from the first row on",
+    )
+    _add_answers(add)
     add(
         "--encoder",
         metavar="MODULE:FUNCTION",
@@ -170,6 +175,8 @@ def _encoder(text):
 # %% ../nbs/api/predict.ipynb #6c676b55
 def _threshold(model, options):
     "The threshold that is asked for, or None"
+    from asymcl.metrics import rarest_class
+
     if options.recall is None:
         return None
     counts = (model.about or {}).get("train_counts")
@@ -178,7 +185,7 @@ def _threshold(model, options):
             "argument --rare: is needed, since the model does not know which class has the fewest training images"
         )
     with _argument("--recall" if options.rare in (None, *model.classes) else "--rare"):
-        rare = options.rare or model.classes[counts.index(min(counts))]
+        rare = options.rare or model.classes[rarest_class(counts)]
         return model.threshold(rare, options.recall, options.confidence)
 
 
@@ -297,7 +304,7 @@ def _check_outputs(options):
     if options.rare is not None and options.recall is None:
         raise ValueError("argument --rare: needs --recall")
 
-
+# %% ../nbs/api/predict.ipynb #5d341db2
 def _check_begun(options):
     "Whether the parts of this very command are there; raises an error for those of another one, or of unknown origin"
     parts = [_part(file) for file in (options.out, options.embeddings) if file is not None]
