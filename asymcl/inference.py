@@ -312,11 +312,12 @@ def _head_described(head):
 def _build_head(described, weight):
     "The head of a description, for a weight of that shape"
     classes, width = weight.shape
-    if described["kind"] == "NormalizedLinear":
+    kind = described.get("kind")
+    if kind == "NormalizedLinear":
         return NormalizedLinear(width, classes, described["scale"])
-    if described["kind"] == "Linear":
+    if kind == "Linear":
         return nn.Linear(width, classes, bias=bool(described["bias"]))
-    raise ValueError(f"head must be a Linear or a NormalizedLinear, got {described['kind']!r}")
+    raise ValueError(f"head must be a Linear or a NormalizedLinear, got {kind!r}")
 
 # %% ../nbs/api/inference.ipynb #f1d7af15
 def _encoder_described(encoder, image_shape):
