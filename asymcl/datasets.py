@@ -90,7 +90,7 @@ def _extend(data, file, size):
 
 # %% ../nbs/api/datasets.ipynb #97c3491e
 def read_idx(
-    path,  # one IDX file of unsigned bytes, gzipped or not (told by its content)
+    path,  # one IDX file of unsigned bytes, gzipped or not, as its content shows
 ) -> torch.Tensor:  # uint8, of the shape that the header gives
     """The content of one IDX file as a tensor.
 

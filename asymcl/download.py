@@ -1,4 +1,4 @@
-"""A file fetched to its end, resumed where it broke off and never trusted unverified; and with it the official files of ISIC 2018 task 3.
+"""A file fetched to its end, resumed where it broke off and verified before it is used; and with it the official files of ISIC 2018 task 3.
 
 Docs: https://asymcl.github.io/asymcl/api/download.html.md"""
 
@@ -31,7 +31,7 @@ def _check_address(url, local=True):
 
 
 class _Redirects(HTTPRedirectHandler):
-    "Follows where `_check_address` has no objection"
+    "Follows redirects that `_check_address` allows"
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         _check_address(newurl, local=not req.full_url.startswith("https:"))
@@ -43,7 +43,7 @@ def _tag(part):
 
 
 def _validator(headers):
-    "What tells this version of a file from another: a strong ETag, a date, or None"
+    "What identifies this version of a file: a strong ETag, a date, or None"
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified")
 
@@ -91,7 +91,7 @@ def _check_total(url, total, size):
     "Raise ValueError unless the length of the file is known and is `size`, where that is given"
     if total is None:
         raise ValueError(
-            f"{url} announces no length, so that nobody would notice where it breaks off: give its size"
+            f"{url} announces no length, so that a broken transfer would not be noticed: give its size"
         )
     if size is not None and total != size:
         raise ValueError(f"size is {size}, but {url} announces {total} bytes; nothing was fetched")
@@ -211,7 +211,7 @@ def download(
     url,  # https://...; http:// of 127.0.0.1 or localhost for tests
     path,  # of the verified file; its folder is made
     *,
-    sha256=None,  # 64 hexadecimal digits from a source you trust; None: nothing is accepted, the error tells the digest found
+    sha256=None,  # 64 hexadecimal digits from a source you trust; None: nothing is accepted, the error gives the digest found
     size=None,  # bytes, >= 0; None: as the server announces
     timeout=30.0,  # seconds, > 0, that the server may be silent
 ):  # Path of the verified file
@@ -307,7 +307,7 @@ def download_isic2018(
 
 # %% ../nbs/api/download.ipynb #90ef98e9
 def _unverified_message(folder, found):
-    "Tells which files in `folder` nobody vouches for, with their digests as a dict literal"
+    "Says which files in `folder` have no known digest, with their digests as a dict literal"
     lines = "\n".join(f"    {name!r}: {digest!r}," for name, digest in found.items())
     return (
         f"Complete and not verified in {folder}, number of files: {len(found)}. Compare their SHA-256 digests with a source "

@@ -242,7 +242,7 @@ def decode(
     *,
     channels=3,  # 3 (colour) or 1 (greyscale)
     fit="squish",  # "squish", "crop" or "pad": what happens to images that are not square
-    max_pixels=_MAX_PIXELS,  # of the file, up to twice the default; more are refused before they are decoded
+    max_pixels=_MAX_PIXELS,  # of the file, up to twice the default; more are a problem before they are decoded
 ) -> tuple:  # uint8 array (channels, size, size) and Pillow's name of the mode in the file, such as "RGB" or "CMYK"
     "The pixels of one image file, at one size. Raises ValueError, saying what is wrong, for whatever is not one whole image."
     _check_options(size, channels, fit, max_pixels, 0)

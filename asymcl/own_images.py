@@ -1,4 +1,4 @@
-"""A folder, a table, arrays or fastai's loaders as images, classes, groups and three splits, with every problem told before training.
+"""A folder, a table, arrays or fastai's loaders as images, classes, groups and three splits, with every problem reported before training.
 
 Docs: https://asymcl.github.io/asymcl/api/own_images.html.md"""
 
@@ -233,7 +233,7 @@ def _warn_modes(rows):
     ]
     one_sided = [mode for mode, row in counts.iterrows() if (row > 0).sum() == 1]
     hint = (
-        f"; {' and '.join(one_sided)} in one class only, by which a network could tell it"
+        f"; {' and '.join(one_sided)} in one class only, which a network could learn instead of the class"
         if one_sided
         else ""
     )
@@ -429,7 +429,7 @@ def _report(rows, names, on_error):
 def read_table(
     data,  # bytes of a CSV in UTF-8, with a line of column names
     source,  # what to call it in errors
-) -> pd.DataFrame:  # of text; empty fields are missing; the index tells the lines, as "line 7"
+) -> pd.DataFrame:  # of text; empty fields are missing; the index holds the lines, as "line 7"
     "A CSV as text. Raises ValueError for another encoding, another separator, and rows that do not fit the column names."
     try:
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
