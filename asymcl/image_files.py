@@ -68,7 +68,7 @@ def inside(
         raise ValueError("there is no such file")
     return ImageFile(str(path))
 
-
+# %% ../nbs/api/image_files.ipynb #f11e0007
 def _plain(root, name, folders):
     "Path of a plain file below `root`; None for whatever needs a closer look. `folders` keeps which folders lie below `root`"
     try:

@@ -672,7 +672,7 @@ def _choose(texts, found, classes, class_names):
             f"class_names must be {len(chosen)} different names, one for each of the classes "
             f"{', '.join(chosen[:20])}, got {class_names!r}"
         )
-    codes = torch.from_numpy(pd.Categorical(texts, chosen).codes.astype(np.int64))
+    codes = torch.from_numpy(pd.Index(chosen).get_indexer(texts).astype(np.int64))
     rows = (codes >= 0).nonzero().flatten()
     return rows, codes[rows], names
 
