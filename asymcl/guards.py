@@ -1,4 +1,4 @@
-"""A training that has gone wrong should say so at once: a loss that is no number stops it, and two silent failures are named.
+"""Stop a training at NaN or inf and name the images, and warn of two failures that the loss does not show.
 
 Docs: https://asymcl.github.io/asymcl/api/guards.html.md"""
 
@@ -9,7 +9,6 @@ __all__ = ['NonFiniteError', 'StopNonFinite', 'replay_batch', 'embedding_varianc
 
 # %% ../nbs/api/guards.ipynb #0f8f589a
 import ctypes
-import time
 import warnings
 from pathlib import Path
 
@@ -21,24 +20,22 @@ from .checkpoint import read_state, versions, write_state
 
 # %% ../nbs/api/guards.ipynb #496810a7
 class NonFiniteError(RuntimeError):
-    "A training whose outputs, loss or gradients are no finite numbers"
+    "Raised when outputs, loss or gradients of a training contain NaN or inf"
 
 
 class StopNonFinite(Callback):
-    "Stops with NonFiniteError at a loss or gradient that is not finite, and keeps the batch for `replay_batch`"
+    "Stop with NonFiniteError at an output, loss or gradient with NaN or inf, and name the images of the batch"
 
     order = 9  # before mixed precision takes the step
 
     def __init__(
         self,
-        folder=None,  # where the batch is kept; None: a new one, "nonfinite-TIME", in the working folder
+        folder=None,  # in which the batch is kept for `replay_batch`, in place of an earlier one; None: no file is written
     ):
         self.folder = folder
 
     def before_fit(self):
-        self.run = not hasattr(
-            self.learn, "lr_finder"
-        )  # which goes to rates that are too high, and stops by itself
+        self.run = not hasattr(self.learn, "lr_finder")  # which tries rates that are too high
 
     def after_pred(self):
         if self.training and isinstance(self.pred, torch.Tensor):
@@ -51,36 +48,23 @@ class StopNonFinite(Callback):
     def before_step(self):
         if hasattr(self.learn, "scaler") and self.learn.scaler.is_enabled():
             return
-        self._check(
-            "gradient",
-            torch.nn.utils.get_total_norm(
-                [p.grad for p in self.model.parameters() if p.grad is not None]
-            ),
-        )
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self._check("gradient", torch.nn.utils.get_total_norm(grads))
 
     def _check(self, what, values):
         if torch.isfinite(values).all():
             return
-        folder = Path(self.folder or _new_folder())
         text = f"the {what} is not finite in epoch {self.epoch + 1}, batch {self.iter + 1}"
+        how = "to keep the batch for replay_batch, pass StopNonFinite(folder=...)"
+        kept = how if self.folder is None else _keep(self.learn, Path(self.folder), text)
         raise NonFiniteError(
-            f"{text}: {_keep(self.learn, folder, text)}. Look for values that are not finite in its images; else lower "
-            "the learning rate, or raise the temperature"
+            f"{text} ({_images(self.learn)}): {kept}. If the images are finite, lower the learning "
+            "rate or raise the temperature"
         )
-
-# %% ../nbs/api/guards.ipynb #348f12c2
-def _new_folder():
-    "A name in the working folder that nothing has yet"
-    name = time.strftime("nonfinite-%Y%m%d-%H%M%S")
-    return next(
-        path
-        for path in (Path(name + more) for more in ("", *(f"-{i}" for i in range(2, 10**6))))
-        if not path.exists()
-    )
 
 # %% ../nbs/api/guards.ipynb #59879505
 def _indices(learn):
-    "Numbers of the batch's images in the training split, (n,); None where the loader does not tell"
+    "Numbers of the batch's images in the training split, (n,); None if the loader does not give them"
     dl = learn.dl
     if hasattr(dl, "last_indices"):
         return dl.last_indices
@@ -91,6 +75,21 @@ def _indices(learn):
         return None
     numbers = order[learn.iter * dl.bs : (learn.iter + 1) * dl.bs]
     return torch.tensor(numbers) if all(isinstance(i, int) for i in numbers) else None
+
+# %% ../nbs/api/guards.ipynb #8b0c44d2
+def _images(learn, most=20):
+    "Text that names the images of the batch that contain NaN or inf, or else at most `most` of all images"
+    indices = _indices(learn)
+    if indices is None:
+        return "the loader does not give the numbers of its images"
+    images = learn.xb[0]
+    views = len(images) // len(indices)
+    bad = ~images.isfinite().flatten(1).all(1).view(-1, views).all(1).to(indices.device)
+    chosen = (indices[bad] if bad.any() else indices).tolist()
+    names = ", ".join(map(str, chosen[:most])) + ", ..." * (len(chosen) > most)
+    if bad.any():
+        return f"NaN or inf in training images {names}"
+    return f"all {len(indices)} images are finite, numbers {names}"
 
 # %% ../nbs/api/guards.ipynb #a56aec31
 def _keep(learn, folder, what):
@@ -114,16 +113,20 @@ def _keep(learn, folder, what):
 # %% ../nbs/api/guards.ipynb #bf8e8c69
 def replay_batch(
     learn,  # fastai Learner with the same model, whose weights become those of the failure
-    folder,  # as the message named it
+    folder,  # as given to StopNonFinite
 ):  # outputs of the model, to which `learn.loss_func(outputs, *kept["labels"])` can be applied; and what was kept, a dict
-    "The forward pass that failed, once more, in float32. Raises ValueError where the folder holds no batch."
+    "Repeat the forward pass that failed, in float32. Raises ValueError if the folder holds no batch."
     kept = read_state(folder, "batch")
     if kept is None:
         raise ValueError(f"folder {folder} holds no batch that was kept")
     learn.model.load_state_dict(kept["model"])
     device = next(learn.model.parameters()).device
     kept |= {what: [t.to(device) for t in kept[what]] for what in ("inputs", "labels")}
-    return learn.model.train()(*kept["inputs"]), kept
+    outputs = learn.model.train()(*kept["inputs"])
+    images = len(kept["labels"][0])
+    if len(outputs) != images:
+        outputs = outputs.unflatten(0, (images, -1))
+    return outputs, kept
 
 # %% ../nbs/api/guards.ipynb #bbedcb2d
 def embedding_variance(
@@ -135,7 +138,7 @@ def embedding_variance(
 
 # %% ../nbs/api/guards.ipynb #df12767e
 class WatchEmbeddings(Callback):
-    "Warns, once each, of embeddings that are all the same, and of batches without two images of one class"
+    "Warn, once each, if embeddings are all the same, and if no batch has a positive pair"
 
     least = 1e-4  # variance below which embeddings count as collapsed
 
@@ -143,14 +146,17 @@ class WatchEmbeddings(Callback):
         self.run, self.positives, self.warned = not hasattr(self.learn, "lr_finder"), False, set()
 
     def after_pred(self):
-        if self.training and not self.positives:
-            self.positives = self.y.unique().numel() < len(self.y)
+        if not self.training or self.positives:
+            return
+        classes = self.y if self.y.ndim == 1 else self.y.argmax(1)
+        several_views = self.pred.ndim == 3 and self.pred.shape[1] > 1
+        self.positives = several_views or classes.unique().numel() < len(classes)
 
     def after_train(self):
         variance = embedding_variance(self.pred)
         if not self.positives:
             self._warn(
-                "no batch of this epoch held two images of one class, so that the loss had no positives: make two views of each "
+                "no batch of this epoch had a positive pair, so the loss had nothing to pull together: make two views of each "
                 "image, use larger batches, or a sampler that puts two images of every class into each (alpha of `ImageData.dls`)"
             )
         elif variance < self.least:
@@ -166,7 +172,7 @@ class WatchEmbeddings(Callback):
 
 # %% ../nbs/api/guards.ipynb #f041e14a
 class TrimMemory(Callback):
-    "After each epoch, gives memory that is free back to the system, where the C library can"
+    "Return free memory to the system after each epoch, if the C library can"
 
     def after_epoch(self):
         try:
