@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
+from fastcore.foundation import L
 from torch import nn
 
 from .datasets import TensorLoader
@@ -173,6 +174,8 @@ def head_for_loss(
 class DeferredReweighting(Callback):
     "Class weights of one, and those of Cui et al. (2019) from epoch round(start * epochs) on (DRW, Cao et al. 2019)"
 
+    inside = False  # of a training with other weights
+
     def __init__(
         self,
         counts,  # training images per class (classes,), each >= 1
@@ -191,7 +194,8 @@ class DeferredReweighting(Callback):
             raise TypeError(
                 f"the loss must be a cross-entropy or LDAMLoss, got {type(self.target).__name__}"
             )
-        self.own = self.target.weight
+        if not self.inside:
+            self.inside, self.own = True, self.target.weight
 
     def before_epoch(self):
         late = self.epoch >= round(self.start * self.n_epoch)
@@ -199,7 +203,11 @@ class DeferredReweighting(Callback):
         self.target.weight = weights.to(next(self.model.parameters()).device)
 
     def after_fit(self):
-        self.target.weight = self.own
+        self.leave()
+
+    def leave(self):
+        if self.inside:
+            self.inside, self.target.weight = False, self.own
 
 # %% ../nbs/api/baselines.ipynb #8f986059
 def _draw_positives(labels, k, views):
@@ -341,7 +349,9 @@ class BCL(LossWithSettings):
 
 # %% ../nbs/api/baselines.ipynb #2dec4e54
 class LearnPrototypes(Callback):
-    "Trains the parameters of the learner's loss with those of its model; raises TypeError if it has none"
+    "Train the parameters of the learner's loss with those of its model; raises TypeError if it has none"
+
+    of_model = None  # splitter of the model
 
     def after_create(self):
         if not (
@@ -351,9 +361,25 @@ class LearnPrototypes(Callback):
                 f"the loss must be a module with parameters, such as BCL, got {type(self.loss_func).__name__}"
             )
         self.of_model, self.learn.splitter = self.learn.splitter, self.of_both
+        if self.learn.opt is not None and self._missing(self.learn.opt.param_lists):
+            self.learn.opt = None  # `fit` makes it again
+
+    def before_fit(self):
+        if self.of_model is None:
+            raise RuntimeError(
+                "LearnPrototypes was not set up: give it to the Learner as cbs, not to its fit"
+            )
 
     def of_both(self, model):
-        return [*self.of_model(model), *self.loss_func.parameters()]
+        groups = self.of_model(model)
+        if not isinstance(groups[0], list | tuple | L):
+            return [*groups, *self._missing([groups])]
+        return [*groups[:-1], [*groups[-1], *self._missing(groups)]]
+
+    def _missing(self, groups):
+        "Parameters of the loss that are in none of the groups"
+        there = {id(p) for group in groups for p in group}
+        return [p for p in self.loss_func.parameters() if id(p) not in there]
 
 # %% ../nbs/api/baselines.ipynb #56c5cec4
 @torch.no_grad()

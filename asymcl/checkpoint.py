@@ -472,9 +472,11 @@ def described_function(
     value,  # function, partial or callable object, such as a loss
 ):  # text
     "Name and digest of the code of a function, the same in every process and different after an edit"
-    call = getattr(type(value), "forward", getattr(type(value), "__call__", None))
-    plain = isinstance(value, FunctionType | MethodType | partial)
-    parts = _code_parts(value if plain else [call, _values(value)], set())
+    if not isinstance(value, FunctionType | MethodType | partial):
+        value_parts = getattr(type(value), "forward", None) or type(value).__call__, _values(value)
+    else:
+        value_parts = value
+    parts = _code_parts(value_parts, set())
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return f"{_name(value)} (code {digest[:12]})"
 

@@ -57,8 +57,8 @@ from .own_images import from_csv, from_npz, image_folder
 from asymcl.two_stage import (
     AcrossRanks,
     RandomViews,
+    StageLearner,
     TwoStageLearner,
-    _Learner,
     across_ranks,
     fused_adam,
     precision_callbacks,
@@ -321,14 +321,14 @@ def _train_end_to_end(method, data, settings, cbs):
     head = head_for_loss(name, encoder_width(encoder, dls.valid.one_batch()[0]), len(data.classes))
     late = [DeferredReweighting(counts)] if name == "ldam" else []
     common = [
-        RandomViews(_views(settings)),
+        RandomViews(_views(settings), repeat_labels=True),
         AcrossRanks(DistributedMean),
         StopNonFinite(),
         TrimMemory(),
         *precision_callbacks(settings.precision),
     ]
     loss, model = classifier_loss_function(name, counts), nn.Sequential(encoder, head)
-    learn = _Learner(
+    learn = StageLearner(
         dls,
         model,
         loss_func=loss,
