@@ -19,8 +19,15 @@ import numpy as np
 
 # %% ../nbs/api/tune.ipynb #62f44fe2
 from .checkpoint import _check_same, write_atomic
-from .experiment import _LOSS_FIELDS, check_settings, compare, load_data, plain_json, resolved
-from .guards import NonFiniteError
+from asymcl.experiment import (
+    _LOSS_FIELDS,
+    ArgumentError,
+    DataSource,
+    check_settings,
+    compare,
+    plain_json,
+    resolved,
+)
 from .imbalance import _numbers, chance_of_fewer
 from .plots import _colour, _marker, _panels
 
@@ -53,7 +60,7 @@ class Suggestion(NamedTuple):
 # %% ../nbs/api/tune.ipynb #8b24f792
 def suggest(
     counts,  # images of each class in the training set (classes,), each >= 1
-    batch_size=128,  # images of a batch, of which the encoder sees two views each
+    batch_size=None,  # number of images in a batch, two views of each; None: 128, or all of fewer
     averaging="pairs",  # or "batch"
 ) -> Suggestion:
     "Settings to begin with, from the class counts and the recorded experiments. Raises ValueError for values out of range."
@@ -61,6 +68,7 @@ def suggest(
     total = sum(counts)
     if len(counts) < 2 or min(counts) < 1:
         raise ValueError(f"counts must be of two classes or more with an image each, got {counts}")
+    batch_size = min(128, total) if batch_size is None else batch_size
     if not 2 <= batch_size <= total:
         raise ValueError(
             f"batch_size must be in 2..{total}, the images there are, got {batch_size}"
@@ -88,7 +96,7 @@ def _reasons(settings, short, batch_size):
     return dict(
         eta=f"the extra term then pushes anchors of {who} about as hard as CL does; it need not help: over eta 0 to 300 and gamma 0 to "
         f"10 ROC AUC differed by {seen('grid')}, where that of CL has a standard deviation of {seen('seeds')} over seeds",
-        gamma="no gamma was told apart from 0, and 0 has one setting less to choose",
+        gamma="no gamma differed significantly from 0, and 0 leaves one setting less to choose",
         sampler_alpha=f"{short:.0%} of shuffled batches of {batch_size} hold fewer than two images of the rarest class: "
         + (
             "fill them in proportion, with two of every class"
@@ -120,23 +128,17 @@ def _proposed(trial, method, settings):
     return replace(settings, methods=(method,), **values)
 
 # %% ../nbs/api/tune.ipynb #45ef81a0
-def _score(settings, folder):
-    "Mean validation score of a trial's runs; 0 for one that diverges"
-    try:
-        runs = [run for _, run in compare(settings, folder=folder)]
-    except NonFiniteError:
+def _score(settings, folder, source):
+    "Mean validation score of a trial's runs; 0 where one of them diverges"
+    runs = [run for _, run in compare(settings, folder=folder, source=source)]
+    if any(run.problem for run in runs):
         return 0.0
-    except ValueError as error:
-        if "must be finite" not in str(error):
-            raise
-        return 0.0
-    return float(
-        np.mean([run.valid_metrics["unweighted_accuracy"] for run in runs[:: len(settings.heads)]])
-    )
+    first_heads = runs[:: len(settings.heads)]
+    return float(np.mean([run.valid_metrics["unweighted_accuracy"] for run in first_heads]))
 
 # %% ../nbs/api/tune.ipynb #6c9ac1d7
 def _optuna():
-    "The module, silent; RuntimeError where it is not installed"
+    "The module without its log; RuntimeError where it is not installed"
     try:
         import optuna
     except ImportError as error:
@@ -164,26 +166,20 @@ def _study(folder, method, seed):
         )
     except (AssertionError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: not a study that can be gone on with ({error!r}); give another folder"
+            f"{path}: not a study that can be resumed ({error!r}); give another folder"
         ) from error
 
 # %% ../nbs/api/tune.ipynb #d4b9d8c3
-def _asked(method, settings):
+def _asked(method, settings, source):
     "What all trials of a method have in common, for JSON"
     job = replace(resolved(settings), methods=(method,))
     fixed = {name: value for name, value in asdict(job).items() if name not in tried(method)}
-    return json.loads(
-        json.dumps(
-            plain_json(
-                fixed
-                | dict(source=None, reading=None, data=load_data(job, job.seeds[0]).fingerprint())
-            )
-        )
-    )
+    fixed |= dict(source=None, reading=None, data=source.about(job)["fingerprint"])
+    return json.loads(json.dumps(plain_json(fixed)))
 
 
 def _check_asked(study, asked, folder):
-    "Raise ValueError for a study of something else; a new one is given the note"
+    "Raise ValueError for a study of something else; a new one gets the note"
     kept = study.user_attrs.get("asked")
     if kept is None:
         return study.set_user_attr("asked", asked)
@@ -197,20 +193,21 @@ def search(
     trials=20,  # in all, by all processes together, >= 1
     on_trial=None,  # called with method, number of finished trials and best score so far
 ):  # optuna.Study, with `trials` finished trials
-    "Search the settings of one method on the validation split. Raises ValueError for bad settings, RuntimeError without Optuna."
+    "Search the settings of one method on the validation split. Raises ArgumentError for bad settings, RuntimeError without Optuna."
     if trials < 1:
-        raise ValueError(f"trials must be at least 1, got {trials}")
+        raise ArgumentError("trials", f"must be at least 1, got {trials}")
     check_settings(replace(settings, methods=(method,)))
     _optuna()
     records = Path(folder) / "records"
     records.mkdir(parents=True, exist_ok=True)
     study = _study(folder, method, settings.seeds[0])
-    _check_asked(study, _asked(method, settings), folder)
+    source = DataSource(records, len(settings.seeds))
+    _check_asked(study, _asked(method, settings, source), folder)
     if not study.trials:
         study.enqueue_trial({name: getattr(settings, name) for name in tried(method)})
     while (done := sum(trial.state.is_finished() for trial in study.trials)) < trials:
         study.optimize(
-            lambda trial: _score(_proposed(trial, method, settings), records), n_trials=1
+            lambda trial: _score(_proposed(trial, method, settings), records, source), n_trials=1
         )
         if on_trial:
             on_trial(method, done + 1, study.best_value)
@@ -281,9 +278,9 @@ def plot_search(
 
 # %% ../nbs/api/tune.ipynb #8d3395d7
 def check_fresh(seeds, searched):
-    "Raise ValueError for seeds that the search has seen"
+    "Raise ArgumentError for seeds of the search"
     if both := sorted(set(seeds) & set(searched)):
-        raise ValueError(f"seeds must not be those of the search, got {both} in both")
+        raise ArgumentError("seeds", f"must not be those of the search, got {both} in both")
 
 
 def confirm(
@@ -293,10 +290,12 @@ def confirm(
     searched=(),  # seeds of the search
     on_epoch=None,  # as for `compare`
 ):  # iterator of (ImageData, Run)
-    "Run every method with what was chosen for it, on seeds that the search has not seen. Raises ValueError for seeds that it has."
+    "Run every method with what was chosen for it, on seeds that the search has not seen. Raises ArgumentError for others."
     check_fresh(settings.seeds, searched)
+    source = DataSource(folder, len(settings.seeds))
     for method, own in values.items():
-        yield from compare(replace(settings, methods=(method,), **own), on_epoch, folder=folder)
+        fixed = replace(settings, methods=(method,), **own)
+        yield from compare(fixed, on_epoch, folder=folder, source=source)
 
 # %% ../nbs/api/tune.ipynb #dd86e143
 def write_chosen(

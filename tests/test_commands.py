@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,38 @@ def test_first_command_leaves_a_folder_of_results(first_run):
         for r in rows
         for k in ("weighted_accuracy", "unweighted_accuracy", "roc_auc")
     )
-    assert content["settings"]["train_total"] == 200
-    assert content["train_counts"] == [180, 20] and content["versions"]["torch"]
+    content = json.loads((folder / "results.json").read_text())
+    assert content["settings"]["train_total"] == 200 and content["settings"]["seeds"] == [0, 1]
+    assert [row["seed"] for row in content["data"]] == [0, 1] and content["versions"]["torch"]
+    assert all(row["counts"]["train"] == [180, 20] for row in content["data"])
+
+
+def test_splits_and_predictions_can_be_checked_image_by_image(first_run):
+    _, where = first_run
+    (folder,) = (where / "runs").iterdir()
+    content = json.loads((folder / "results.json").read_text())
+    for row in content["data"]:
+        table = list(csv.DictReader((folder / "records" / row["splits"]).open()))
+        counts = Counter((line["split"], line["class"]) for line in table)
+        assert len({line["image"] for line in table}) == len(table)
+        assert [counts["train", c] for c in content["classes"]] == row["counts"]["train"]
+    for row in csv.DictReader((folder / "results.csv").open()):
+        assert row["status"] == "done"
+        path = folder / "records" / f"{row['record']}.predictions.csv"
+        right = Counter()
+        for line in csv.DictReader(path.open()):
+            p = {c: float(line[f"probability of {c}"]) for c in content["classes"]}
+            right[line["class"], max(p, key=p.get) == line["class"]] += 1
+        for c in content["classes"]:
+            recall = right[c, True] / (right[c, True] + right[c, False])
+            assert abs(recall - float(row[f"recall_{c}"])) < 1e-6
+
+
+def test_advice_comes_before_the_training_and_in_the_report(first_run):
+    done, where = first_run
+    advice = "every class has two images or more in 95% of batches of 50"
+    assert 0 <= done.stdout.index(advice) < done.stdout.index("\nmethod ")
+    assert advice in next((where / "runs").rglob("report.html")).read_text()
 
 
 def test_report_is_self_contained(first_run):
@@ -112,9 +143,21 @@ def test_help_explains_every_option(name, least, tmp_path):
         assert len(entry.split(maxsplit=2)) == 3, f"no explanation: {entry}"
 
 
+BAD = [
+    ["--no-such-option"],
+    ["--proportions", "90:0"],
+    ["--source", "nowhere"],
+    ["--classes", "Shirt,Hat"],
+    ["--name", "../.."],
+    ["--sampler-alpha", "none,2"],
+    ["--data", "folder"],
+]
+
+
 @pytest.mark.slow
-def test_bad_options_exit_2_with_one_line(tmp_path):
-    done = run("--proportions", "90:0", cwd=tmp_path)
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_options_exit_2_with_one_line(arguments, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("asymcl-compare: error: ") and done.stderr.count("\n") == 1
     assert "Traceback" not in done.stdout + done.stderr

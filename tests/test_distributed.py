@@ -410,7 +410,8 @@ def test_command_on_two_ranks_writes_the_usual_report_once(tmp_path):
         for k in ("weighted_accuracy", "unweighted_accuracy", "roc_auc")
     )
     content = json.loads((folder / "results.json").read_text())
-    assert content["settings"]["batch_size"] == 50 and content["test_counts"] == [1000, 1000]
+    assert content["settings"]["batch_size"] == 50
+    assert content["data"][0]["counts"]["test"] == [1000, 1000]
 
 
 FAILING = """

@@ -36,11 +36,11 @@ COMMAND = [
 JOBS = 2 * 5  # CE, CL, FCL, ACL and AFCL for each of two seeds
 
 
-def start(folder):
+def start(folder, command=COMMAND):
     "The command in a process of its own"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        COMMAND,
+        command,
         cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -61,7 +61,7 @@ def metrics(folder):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    "The metrics of one process that is left alone"
+    "The metrics of one undisturbed process"
     folder = tmp_path_factory.mktemp("alone")
     assert start(folder).wait() == 0
     return metrics(folder)
@@ -83,7 +83,7 @@ def test_two_processes_share_a_grid_and_do_no_run_twice(tmp_path, expected):
 
 @pytest.mark.kills
 @pytest.mark.parametrize("after", [1, 4])
-def test_a_killed_grid_keeps_what_was_done_and_goes_on(tmp_path, expected, after):
+def test_a_killed_grid_keeps_what_was_done_and_is_resumed(tmp_path, expected, after):
     process = start(tmp_path)
     while len(records(tmp_path)) < after:
         assert process.poll() is None, process.stderr.read()
@@ -98,3 +98,13 @@ def test_a_killed_grid_keeps_what_was_done_and_goes_on(tmp_path, expected, after
     assert len(records(tmp_path)) == JOBS
     assert all(path.read_bytes() == content for path, content in kept.items())
     assert metrics(tmp_path) == expected
+
+
+def test_two_processes_share_a_grid_in_which_a_cell_diverges(tmp_path):
+    command = [*COMMAND, "--lr", "1e30,0.003", "--methods", "CL", "--eta", "0", "--gamma", "0"]
+    both = [start(tmp_path, [*command, "--seeds", "1"]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    kept = [(path, read_record(path)[0]["status"]) for path in records(tmp_path)]
+    assert sorted(status for _, status in kept) == ["diverged", "done"]
+    assert len(list(tmp_path.rglob("splits-*.csv"))) == 1
+    assert len(list(tmp_path.rglob("*.predictions.csv"))) == 1
