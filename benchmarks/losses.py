@@ -29,7 +29,7 @@ WIDTH = 128
 
 def afcl_as_written(z, y, gamma=2.0, eta=120.0, temperature=0.07):
     "AFCL of unit embeddings, equation by equation, for autograd"
-    own = torch.eye(len(z), dtype=torch.bool)
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
     p = (z @ z.T / temperature).masked_fill(own, -torch.inf).softmax(1)
     positive, negative = (y[:, None] == y) & ~own, y[:, None] != y
     attraction = -(positive * (1 - p) ** gamma * p.masked_fill(own, 1).log()).sum(1) / positive.sum(
@@ -63,7 +63,8 @@ def one_pass(name, z, y):
 
 def floor(z, rows=64):
     "The two products, block by block"
-    scores, out = torch.empty(min(rows, len(z)), len(z)), torch.empty(min(rows, len(z)), WIDTH)
+    rows = min(rows, len(z))
+    scores, out = z.new_empty(rows, len(z)), z.new_empty(rows, WIDTH)
     for block in z.split(rows):
         torch.mm(block, z.T, out=scores)
         torch.mm(scores, z, out=out)
