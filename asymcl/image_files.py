@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import signal
 import stat
 import sys
 import warnings
@@ -291,7 +292,10 @@ def _workers(n):
 
 
 def _with_parent(_):
-    "End this worker at its parent's death"
+    "End this worker at its parent's death, and without an error at a signal to all processes of a terminal"
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: os._exit(0))
 
     def watch():
         parent_process().join()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -204,12 +205,17 @@ def test_predict_answers_a_signal_with_a_line_and_keeps_its_rows(model_folder, n
     command = [SCRIPTS / "asymcl-predict", "model", *["images"] * 200, "--out", rows]
     command += ["--embeddings", f"{name}.npy"]
     process = subprocess.Popen(
-        command, cwd=model_folder, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+        command,
+        cwd=model_folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
+        start_new_session=True,
     )
     while not (part.exists() and part.read_bytes().count(b"\n") > 1):
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(getattr(signal, name))
+    os.killpg(process.pid, getattr(signal, name))  # with its workers, as a terminal does
     said = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == code
     assert said[-1].endswith(
