@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner
 from fastai.data.core import DataLoaders
-from fastai.optimizer import Adam, OptimWrapper
+from fastai.optimizer import Adam
 from fastai.torch_core import default_device, set_seed
 from PIL import Image
 from record import add_options, record, save
@@ -49,7 +49,6 @@ from torchvision import transforms
 
 from asymcl.datasets import ImageData, fashion_mnist
 from asymcl.experiment import Settings, contrastive_loss, run_method
-from asymcl.guards import StopNonFinite, WatchEmbeddings
 from asymcl.losses import AFCL
 from asymcl.metrics import RocAuc, UnweightedAccuracy, evaluate_predictions
 from asymcl.models import (
@@ -105,11 +104,6 @@ def adamw(params, fused=True, lr=1e-3):
     return torch.optim.AdamW(
         parameter_groups(params, 0.01), lr=lr, betas=(0.9, 0.99), eps=1e-5, fused=fused
     )
-
-
-def fused_adam(params, lr):
-    "The same for a fastai Learner"
-    return OptimWrapper(opt=adamw(params, lr=lr))
 
 
 def one_cycle(optimizer, lr, steps):
@@ -180,7 +174,7 @@ def bare_epoch(model, optimizer, loss_function, batches, views=random_views, sch
     model.train()
     for x, y in batches:
         v = views(x)
-        loss = loss_function(model(v.flatten(0, 1)), y.repeat_interleave(v.shape[1]))
+        loss = loss_function(model(v.flatten(0, 1)).unflatten(0, v.shape[:2]), y)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -211,7 +205,7 @@ class TrainingSeconds(Callback):
 def same_steps(args, data):
     "Largest difference of a weight, relative to the largest weight, after an epoch of the learner and of the bare loop from one start"
     set_seed(0)
-    learn = TwoStageLearner(data.dls(BATCH), make_encoder(args), AFCL(), opt_func=fused_adam)
+    learn = TwoStageLearner(data.dls(BATCH), make_encoder(args), AFCL())
     start = {k: v.clone() for k, v in learn.contrastive.model.state_dict().items()}
     device = next(learn.contrastive.model.parameters()).device
     set_seed(1)
@@ -250,10 +244,13 @@ def stage1(args):
 
     def learner(name, guards=True, **kwargs):
         learn = TwoStageLearner(
-            data.dls(BATCH), make_encoder(args), AFCL(), cbs=TrainingSeconds(), **kwargs
+            data.dls(BATCH),
+            make_encoder(args),
+            AFCL(),
+            guards=guards,
+            cbs=TrainingSeconds(),
+            **kwargs,
         )
-        if not guards:
-            learn.contrastive.remove_cbs([StopNonFinite, WatchEmbeddings])
         quiet(learn.contrastive)
 
         def job():
@@ -319,9 +316,9 @@ def parts(args):
             x, y = note("batch from the loader", lambda batches=batches: next(batches))
             x, y = note(
                 "two random views",
-                lambda x=x, y=y: (random_views(x).flatten(0, 1), y.repeat_interleave(2)),
+                lambda x=x, y=y: (random_views(x).flatten(0, 1), y),
             )
-            z = note("forward", lambda x=x: model(x))
+            z = note("forward", lambda x=x: model(x).unflatten(0, (-1, 2)))
             loss = note("loss", lambda z=z, y=y: loss_function(z, y))
             note("backward", loss.backward)
             for p, q in zip(model.parameters(), other.parameters(), strict=True):
@@ -349,7 +346,7 @@ def stepper(args, channels_last=False, bf16=False, compiled=False):
     set_seed(0)
     device = torch.device(default_device())
     x = torch.randn(2 * BATCH, 1, args.size, args.size, device=device)
-    y = torch.randint(2, (BATCH,), device=device).repeat_interleave(2)
+    y = torch.randint(2, (BATCH,), device=device)
     encoder = small_encoder() if args.encoder == "small" else resnet_encoder(18, channels=1)
     encoder = encoder.to(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
@@ -361,7 +358,7 @@ def stepper(args, channels_last=False, bf16=False, compiled=False):
 
     def step():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            z = model(x)
+            z = model(x).unflatten(0, (-1, 2))
         loss_function(z, y).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -670,7 +667,7 @@ def whole(args):
         data = make_data(args, args.batches, max(seed, 0))
         now = settings if seed >= 0 else replace(settings, epochs=1, classifier_epochs=1)
         runs = {}
-        run = run_method(args.method, max(seed, 0), data, now)
+        (run,) = run_method(args.method, max(seed, 0), data, now)
         runs["asymcl, both stages"] = run.seconds, run.metrics
         for workers in args.workers:
             start = time.perf_counter()

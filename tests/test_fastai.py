@@ -1,6 +1,5 @@
 """What fastai users do with a Learner works on both stages, or raises an error that says why."""
 
-import warnings
 from unittest.mock import patch
 
 import numpy as np
@@ -26,7 +25,7 @@ from asymcl.baselines import BCL, DeferredReweighting, LDAMLoss, LearnPrototypes
 from asymcl.datasets import ImageData
 from asymcl.guards import NonFiniteError, StopNonFinite
 from asymcl.losses import AFCL, CL
-from asymcl.two_stage import RandomViews, TwoStageLearner, fused_adam
+from asymcl.two_stage import TwoStageLearner, fused_adam
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RATE = 1e-2
