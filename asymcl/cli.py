@@ -337,8 +337,8 @@ def _check_comparison(folder, settings, grid):
             name: [v for v in had if v not in now["lists"][name]]
             for name, had in kept["lists"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a description of a comparison ({error!r})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not the file of a comparison ({error!r}); remove it") from error
     other = [f"{name} was {had}, now {has}" for name, had, has in pairs if had != has]
     other += [f"{name} had {', '.join(map(str, lost))}" for name, lost in lists.items() if lost]
     if other:

@@ -798,7 +798,7 @@ def _note(self: DataSource, settings, seed):
         note = json.loads(_content(path, 2**28))
         note["about"]["fingerprint"], note["about"]["counts"]["train"]
         return dict(state=note["state"], about=note["about"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a note about data ({error}); remove it") from error
 
 

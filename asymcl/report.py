@@ -465,11 +465,14 @@ def write_records(folder, settings, runs):
     write_atomic(Path(folder) / "results.json", json_text(settings, runs))
 
 # %% ../nbs/api/report.ipynb #de2cb4b2
+_NOT_IN_RECORDS = ("images", "embedding_maps")  # pictures that need pixels or features
+
+
 def write_report(
     folder,  # folder of the comparison
     settings,  # Settings
     runs,  # list of Run, with facts about their data
-    data=None,  # ImageData, for the example images; None: the folder's images.png stays
+    data=None,  # ImageData, for the example images; None: an images.png of the folder stays
 ):
     "Write the pictures and report.html beside the records"
     folder = Path(folder)
@@ -477,6 +480,7 @@ def write_report(
     pictures = {name: png_bytes(figure) for name, figure in drawn.items()}
     for name, png in pictures.items():
         write_atomic(folder / f"{name}.png", png)
-    if data is None and (folder / "images.png").is_file():
-        pictures = dict(images=(folder / "images.png").read_bytes()) | pictures
+    kept = [name for name in _NOT_IN_RECORDS if (folder / f"{name}.png").is_file()]
+    pictures = {name: (folder / f"{name}.png").read_bytes() for name in kept} | pictures
+    pictures = {name: pictures[name] for name in _captions if name in pictures}
     write_atomic(folder / "report.html", html_text(settings, runs, pictures))

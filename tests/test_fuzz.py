@@ -1062,6 +1062,32 @@ def test_read_records(folder, data):
         assert len(found) and "rare" in found
 
 
+ABOUT = dict(fingerprint="ab", name="x", classes=["a", "b"], counts=dict(train=[9, 1]), skipped=[])
+NOTE = json.dumps(dict(settings={}, seed=0, state=None, about=ABOUT)).encode()
+
+
+@fuzz(120, data=st.one_of(damaged(NOTE), st.just(b"[" * 100_000)))
+def test_notes_about_data(folder, data):
+    source, settings = experiment.DataSource(folder / "noted"), experiment.DataSettings()
+    source.folder.mkdir(parents=True, exist_ok=True)
+    source._path(settings, 0).write_bytes(data)
+    found = attempt(["noted"], source._note, settings, 0)
+    assert found is REFUSED or set(found) == {"state", "about"}
+
+
+@fuzz(
+    120,
+    data=st.one_of(
+        damaged(json.dumps(cli._described(experiment.Settings(), {})).encode()),
+        st.just(b"[" * 100_000),
+    ),
+)
+def test_file_of_a_comparison(folder, data):
+    (folder / "compared").mkdir(exist_ok=True)
+    (folder / "compared" / "comparison.json").write_bytes(data)
+    attempt(["compar"], cli._check_comparison, folder / "compared", experiment.Settings(), {})
+
+
 # Numbers
 
 label_lists = st.one_of(
