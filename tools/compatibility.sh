@@ -39,7 +39,7 @@ python -m pip list
 python -m pip check
 
 # The notebooks run in Jupyter, for want of nbdev (see above); the tutorials and the rest, which call the same functions, are left to
-# .ci/run, and so are the tests of the site (a browser), of how notebooks read, and of nbdev's runner.
+# .ci/run, and so are the tests of the site (a browser), of how notebooks read, of nbdev's runner, and of the benchmarks.
 failed=()
 total=0
 try() {
@@ -50,8 +50,8 @@ try() {
 for notebook in nbs/api/*.ipynb; do try jupyter execute --timeout=1200 "$notebook"; done
 for tests in tests/test_*.py; do
   case $tests in
-    */test_site.py | */test_check_notebooks.py | */test_notebooks.py) ;;
-    *) try pytest "$tests" ;;
+    */test_site.py | */test_check_notebooks.py | */test_notebooks.py | */test_benchmarks.py) ;;
+    *) try pytest --full "$tests" ;;
   esac
 done
 
