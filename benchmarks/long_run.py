@@ -74,7 +74,7 @@ def main():
     set_seed(0)
     folder, stages = tempfile.mkdtemp(), {}
     learn = TwoStageLearner(
-        fashion_mnist(train_total=100 if options.toy else 1500).dls(),
+        fashion_mnist(train_total=200 if options.toy else 1500).dls(),
         small_encoder(),
         AFCL(gamma=2.0, eta=120.0),
     )
