@@ -148,6 +148,7 @@ def test_lower_parts_never_import_higher_ones():
     order = [
         "fused",
         "losses",
+        "wrappers",
         "distributed",
         "imbalance",
         "metrics",
