@@ -1,4 +1,4 @@
-"""What a new method for imbalanced classes is to be compared with: losses, contrastive rivals and heads, each by its paper's formula.
+"""Baselines for a new method for imbalanced classes: losses, contrastive rivals and heads, each by its paper's formula.
 
 Docs: https://asymcl.github.io/asymcl/api/baselines.html.md"""
 
