@@ -67,6 +67,8 @@ def work(path, flags, log):
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # Workers of a notebook start as they do elsewhere: a child of the fork server would use that server for them
+    multiprocessing.set_start_method(None, force=True)
     from nbdev.test import test_nb
 
     module = ROOT / "asymcl" / f"{path.stem}.py"
