@@ -4,22 +4,18 @@
 
 Draws PNG files of 28x28 pixels in ten sub-folders and opens the folder by `image_folder`: once with an empty cache (each
 file is found, read and decoded), then several times with the full one (each file is found and read, and its contents
-are compared with the cache by SHA-256). Prints seconds and writes them as JSON. A toy run takes seconds: `--images 500`.
+are compared with the cache by SHA-256).
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
+from record import add_options, record, save
 
 from asymcl.own_images import image_folder
 
@@ -43,40 +39,35 @@ def seconds(folder, cache, images):
     return time.perf_counter() - start, time.process_time() - processor
 
 
+def row(name, openings):
+    "Row of the record: how often the folder was opened, medians of seconds and of processor time, and their range"
+    wall, processor = zip(*openings, strict=True)
+    return {
+        "opening": name,
+        "times": len(openings),
+        "seconds": statistics.median(wall),
+        "fastest": min(wall),
+        "slowest": max(wall),
+        "processor seconds": statistics.median(processor),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=48_000)
     parser.add_argument("--rounds", type=int, default=3, help="openings from the cache")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    add_options(parser)
     args = parser.parse_args()
+    images = 50 if args.toy else args.images
+    rounds = 1 if args.toy else args.rounds
     with tempfile.TemporaryDirectory() as scratch:
-        folder = draw(Path(scratch) / "images", args.images)
+        folder = draw(Path(scratch) / "images", images)
         cache = Path(scratch) / "cache"
-        first, _ = seconds(folder, cache, args.images)
-        cached = [seconds(folder, cache, args.images) for _ in range(args.rounds)]
-    record = dict(
-        command=f"python benchmarks/open_folder.py --images {args.images} --rounds {args.rounds}",
-        versions={name: version(name) for name in ("asymcl", "torch", "pillow", "pandas")},
-        machine=dict(
-            cores=len(os.sched_getaffinity(0)),
-            threads=torch.get_num_threads(),
-            processor=platform.machine(),
-            python=platform.python_version(),
-        ),
-        images=args.images,
-        seconds_first=round(first, 2),
-        seconds_cached=[round(wall, 2) for wall, _ in cached],
-        processor_seconds_cached=[round(processor, 2) for _, processor in cached],
-    )
-    wall, processor = (statistics.median(column) for column in zip(*cached, strict=True))
-    print(
-        f"{args.images} images: {first:.1f} s the first time, "
-        f"{wall:.1f} s from the cache (median of {args.rounds}; {processor:.1f} s of processor time)"
-    )
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        openings = [seconds(folder, cache, images) for _ in range(1 + rounds)]
+    rows = [row("first", openings[:1]), row("from the cache", openings[1:])]
+    save(record(rows, images=images), args.out)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ def compiled_cells(module, tree=None):
     for node in (tree or ast.parse(text)).body:
         above = [name for i, name in marks if i < node.lineno]
         if isinstance(node, ast.ImportFrom) and node.level:  # the cell imports from asymcl
-            node.level, node.module = 0, f"asymcl.{node.module}"
+            node.level = 0
+            node.module = f"asymcl.{node.module}" if node.module else "asymcl"
         if above:
             nodes.setdefault(above[-1], []).append(node)
     return {
