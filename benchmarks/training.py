@@ -48,7 +48,7 @@ from torch import nn
 from torchvision import transforms
 
 from asymcl.datasets import ImageData, fashion_mnist
-from asymcl.experiment import Settings, contrastive_loss, run_method
+from asymcl.experiment import Settings, batch_size_of, contrastive_loss, run_method
 from asymcl.losses import AFCL
 from asymcl.metrics import RocAuc, UnweightedAccuracy, evaluate_predictions
 from asymcl.models import (
@@ -665,7 +665,9 @@ def whole(args):
     settings, results = Settings(encoder=args.encoder, **given), {}
     for seed in range(-1, args.rounds):
         data = make_data(args, args.batches, max(seed, 0))
-        now = settings if seed >= 0 else replace(settings, epochs=1, classifier_epochs=1)
+        now = replace(settings, batch_size=batch_size_of(settings, len(data.splits["train"])))
+        if seed < 0:  # this round warms up
+            now = replace(now, epochs=1, classifier_epochs=1)
         runs = {}
         (run,) = run_method(args.method, max(seed, 0), data, now)
         runs["asymcl, both stages"] = run.seconds, run.metrics
