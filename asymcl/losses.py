@@ -557,7 +557,7 @@ class SupConLoss(AsymmetricFocalContrastiveLoss):
         temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
         **settings,  # averaging, normalize, reduction, check_values, backend
     ):
-        super().__init__(gamma=0.0, eta=0.0, temperature=temperature, **settings)
+        super().__init__(temperature=temperature, **(self._fixed | settings))
 
 # %% ../nbs/api/losses.ipynb #b6a0d4bd
 class FocalContrastiveLoss(AsymmetricFocalContrastiveLoss):
@@ -571,7 +571,7 @@ class FocalContrastiveLoss(AsymmetricFocalContrastiveLoss):
         gamma=2.0,  # focusing exponent >= 0
         **settings,  # temperature, averaging, normalize, reduction, check_values, backend
     ):
-        super().__init__(gamma=gamma, eta=0.0, **settings)
+        super().__init__(gamma=gamma, **(self._fixed | settings))
 
 # %% ../nbs/api/losses.ipynb #5d81e591
 class AsymmetricContrastiveLoss(AsymmetricFocalContrastiveLoss):
@@ -585,7 +585,7 @@ class AsymmetricContrastiveLoss(AsymmetricFocalContrastiveLoss):
         eta=10.0,  # weight >= 0 of the negatives' term
         **settings,  # temperature, averaging, normalize, reduction, check_values, backend
     ):
-        super().__init__(gamma=0.0, eta=eta, **settings)
+        super().__init__(eta=eta, **(self._fixed | settings))
 
 # %% ../nbs/api/losses.ipynb #35bbb36a
 CL, FCL, ACL, AFCL = (
