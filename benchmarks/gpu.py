@@ -4,10 +4,13 @@
 
 losses: a forward and backward pass of n unit embeddings of width 128 in float32, as in losses.py: fused, plain, pytorch-metric-learning and
         AFCL left to autograd, beside the two products of n x n x d that any exact method needs, in the fastest of several blocks. Medians
-        of interleaved rounds; MiB is the most that a pass adds to what is allocated. What does not fit the memory is left out and named.
-training: images per second of an epoch of stage 1 by the learner and by a bare loop, as in training.py, and the most memory it takes.
+        of interleaved rounds; MiB is the most that a pass adds to what is allocated.
+training: images per second of an epoch of stage 1 by the learner and by a bare loop, as in training.py.
+learner: the most MiB that an epoch of the learner alone adds to what is allocated, its images included, and what stage1 of training.py
+        says beside its rows.
 
---seconds ends the measurement: sizes that have not begun by then are left out and named, too. On the CPU only with --toy.
+The record is written after every size and encoder. Its list `skipped` names what failed, as for want of memory, and what had not begun
+after --seconds. On the CPU only with --toy.
 """
 
 import argparse
@@ -17,8 +20,11 @@ from functools import partial
 
 import torch
 from losses import METHODS, WIDTH, batch, floor
-from record import add_options, record, save
-from training import BATCH, stage1
+from record import add_options, record, save, write
+from training import BATCH, make_data, make_encoder, quiet, stage1
+
+from asymcl.losses import AFCL
+from asymcl.two_stage import TwoStageLearner
 
 SIZES = [256, 1024, 4096, 16384, 65536]
 BLOCKS = [64, 1024, 8192]
@@ -52,7 +58,7 @@ def allocated(device):
 
 
 def added(call, device):
-    "MiB that a call allocates at most, beside what is allocated"
+    "The most MiB that a call adds to what is allocated"
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     before = allocated(device)
@@ -60,77 +66,118 @@ def added(call, device):
     return allocated(device) - before
 
 
-def measure(n, rounds, device):
-    "A row of the losses, and what did not fit the memory"
+def tried(call, name, skipped):
+    "Whether a call ends well; where it does not, `skipped` gets its name and the first line of the error"
+    try:
+        call()
+    except RuntimeError as error:  # that the memory does not suffice is one
+        reason = str(error).partition("\n")[0]
+        skipped.append(f"{name}: {reason}")
+        return False
+    return True
+
+
+def losses(n, rounds, device, rows, skipped):
+    "Adds a row of the losses to `rows`, and what failed to `skipped`"
     z, y = (tensor.to(device) for tensor in batch(n))
     calls = {name: partial(one_pass, name, z, y) for name in METHODS}
     calls |= {f"floor, {b}": partial(floor, z, b) for b in BLOCKS if b <= max(n, BLOCKS[0])}
-    mib, skipped = {}, []
-    for name, call in list(calls.items()):
-        try:
-            call()  # warms up
-            mib[name] = added(call, device)
-        except torch.OutOfMemoryError:
-            del calls[name]
-            skipped.append(f"{name} at n = {n}: out of memory")
-            torch.cuda.empty_cache()
-    took = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            took[name].append(seconds(call, device))
-    medians = {name: statistics.median(values) for name, values in took.items()}
-    least = min(medians.pop(name) for name in list(medians) if name.startswith("floor"))
-    ratio = {name: median / least for name, median in medians.items()}
-    mib = {name: mib[name] for name in medians}
-    return dict(n=n, seconds=dict(floor=least) | medians, ratio=ratio, mib=mib), skipped
+    took, mib = {name: [] for name in calls}, {}
+
+    def warm_up(name):
+        calls[name]()
+        mib[name] = added(calls[name], device)
+
+    def timed(name):
+        took[name].append(seconds(calls[name], device))
+
+    for job in [warm_up] + rounds * [timed]:
+        for name in list(calls):
+            if not tried(partial(job, name), f"{name} at n = {n}", skipped):
+                del calls[name]
+                torch.cuda.empty_cache()
+    medians = {name: statistics.median(took[name]) for name in calls}
+    floors = [medians.pop(name) for name in list(medians) if name.startswith("floor")]
+    if not floors:  # after an illegal access the device does nothing any more
+        return
+    least = min(floors)
+    row = dict(section="losses", n=n, seconds=dict(floor=least) | medians)
+    row["ratio"] = {name: median / least for name, median in medians.items()}
+    rows.append(row | dict(mib={name: mib[name] for name in medians}))
 
 
-def training(encoder, size, toy, device):
-    "Rows of the learner and the bare loops with an encoder"
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def epoch(args):
+    "One epoch of stage 1 by the learner alone"
+    learn = TwoStageLearner(make_data(args, args.batches).dls(BATCH), make_encoder(args), AFCL())
+    quiet(learn.contrastive)
+    learn.fit_contrastive(1, 1e-3)
+
+
+def training(encoder, size, batches, rounds, device, rows, skipped):
+    "Adds rows of the learner and the bare loops with an encoder to `rows`, and one of the learner alone"
     args = argparse.Namespace(
-        encoder=encoder, size=size, channels_last=True, batches=1 if toy else None
+        encoder=encoder, size=size, channels_last=True, batches=batches, rounds=rounds
     )
-    args.rounds = 1 if toy else 10
-    rows, facts = stage1(args)
-    rows = [{"encoder": encoder, "pixels": size, **row} for row in rows]
-    return rows, {encoder: dict(mib=allocated(device), **facts)}
+    mib = added(partial(epoch, args), device)
+    rivals, facts = stage1(args)
+    of = dict(encoder=encoder, pixels=size)
+    rows += [dict(section="training", **of, **row) for row in rivals]
+    rows.append(dict(section="learner", **of, mib=mib, **facts))
+
+
+def planned(toy, rounds, training_rounds, device):
+    "What is measured: name to a function of `rows` and `skipped`"
+    sizes, encoders = ([64], {"small": 28}) if toy else (SIZES, ENCODERS)
+    jobs = {f"losses at n = {n}": partial(losses, n, rounds, device) for n in sizes}
+    for encoder, size in encoders.items():
+        jobs[f"training of {encoder} at {size} pixels"] = partial(
+            training, encoder, size, 1 if toy else None, training_rounds, device
+        )
+    return jobs
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=270, help="begin nothing after that")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=240, help="begin nothing after that")
+    parser.add_argument("--rounds", type=int, default=9, help="of the losses")
+    parser.add_argument("--training-rounds", type=int, default=10, help="epochs of each rival")
+    parser.add_argument("--list", action="store_true", help="say what is measured, and end")
     add_options(parser)
     args = parser.parse_args()
+    if args.toy:
+        args.rounds = args.training_rounds = 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    jobs = planned(args.toy, args.rounds, args.training_rounds, device)
+    if args.list:
+        return print("\n".join(jobs))
     if device.type == "cpu" and not args.toy:
         return print("no CUDA device: nothing is measured and no record is written")
-    begin, rows, skipped, facts = time.monotonic(), [], [], {}
+    begin, rows, skipped = time.monotonic(), [], []
 
-    def late():
-        return time.monotonic() - begin > args.seconds
+    def content():
+        return record(
+            rows,
+            width=WIDTH,
+            batch=BATCH,
+            rounds=dict(losses=args.rounds, training=args.training_rounds),
+            float32_products=torch.get_float32_matmul_precision(),
+            tf32_convolutions=torch.backends.cudnn.allow_tf32,
+            skipped=skipped + [f"{name}: no time left" for name in jobs],
+        )
 
-    for encoder, size in {"small": 28}.items() if args.toy else ENCODERS.items():
-        if late():
-            skipped.append(f"training of {encoder}: no time left")
-            continue
-        trained, fact = training(encoder, size, args.toy, device)
-        rows += [dict(section="training", **row) for row in trained]
-        facts |= fact
-    for n in [64] if args.toy else SIZES:
-        if late():
-            skipped.append(f"losses at n = {n}: no time left")
-            continue
-        row, left_out = measure(n, 1 if args.toy else args.rounds, device)
-        rows.append(dict(section="losses", **row))
-        skipped += left_out
-    for line in skipped:
+    for name in list(jobs):
+        if time.monotonic() - begin > args.seconds:
+            break
+        print(name, flush=True)
+        tried(partial(jobs.pop(name), rows, skipped), name, skipped)
+        if args.out:
+            write(content(), args.out)
+    done = content()
+    for line in done["skipped"]:
         print(f"skipped: {line}")
-    save(record(rows, width=WIDTH, batch=BATCH, training=facts, skipped=skipped), args.out)
+    save(done, args.out)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("asymcl", "torch", "torchvision", "fastai", "scikit-learn", "numpy")
@@ -38,14 +39,23 @@ def processor():
     return names[0] if names else platform.machine()
 
 
+def driver():
+    "Version of the GPUs' driver as nvidia-smi says it; None without that command"
+    if not which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.partition("\n")[0]
+
+
 def machine():
-    "Processor, cores, threads and GPUs, without the name of the machine"
+    "Processor, cores, threads and GPUs with CUDA's version and the driver's, without the name of the machine"
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return dict(
+    found = dict(
         processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpus=gpus
     )
+    return found | (dict(cuda=torch.version.cuda, driver=driver()) if gpus else {})
 
 
 def command():
@@ -69,11 +79,16 @@ def record(rows, **facts):
     )
 
 
+def write(content, path):
+    "Write records, one or a list, as JSON"
+    Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+
 def save(content, path):
-    "Write records, one or a list, as JSON; with `path` None only print them as tables"
+    "Print records, one or a list, as tables, and write them as JSON unless `path` is None"
     print(table(content))
     if path:
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        write(content, path)
 
 
 def flat(row, above=""):

@@ -113,13 +113,18 @@ def one_cycle(optimizer, lr, steps):
     )
 
 
-def seconds(job):
-    "Seconds that a job takes"
-    start = time.perf_counter()
-    job()
+def now():
+    "Seconds on the clock when CUDA, where there is one, has done what it was given"
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter()
+
+
+def seconds(job):
+    "Seconds that a job takes"
+    start = now()
+    job()
+    return now() - start
 
 
 def keep_memory():
@@ -196,10 +201,10 @@ class TrainingSeconds(Callback):
     order = -100
 
     def before_train(self):
-        self.start = time.perf_counter()
+        self.start = now()
 
     def after_train(self):
-        self.learn.training_seconds = time.perf_counter() - self.start
+        self.learn.training_seconds = now() - self.start
 
 
 def same_steps(args, data):
@@ -207,10 +212,9 @@ def same_steps(args, data):
     set_seed(0)
     learn = TwoStageLearner(data.dls(BATCH), make_encoder(args), AFCL())
     start = {k: v.clone() for k, v in learn.contrastive.model.state_dict().items()}
-    device = next(learn.contrastive.model.parameters()).device
     set_seed(1)
     quiet(learn.contrastive).fit(1, 1e-3)
-    model = bare_model(args, data, device)
+    model = bare_model(args, data, torch.device(default_device()))
     model.load_state_dict(start)
     set_seed(1)
     bare_epoch(model, adamw(model.parameters()), AFCL(), learn.dls.train)
@@ -303,11 +307,9 @@ def parts(args):
     times = {}
 
     def note(name, job):
-        start = time.perf_counter()
+        start = now()
         result = job()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.setdefault(name, []).append(time.perf_counter() - start)
+        times.setdefault(name, []).append(now() - start)
         return result
 
     for _ in range(args.rounds + 1):
@@ -665,16 +667,16 @@ def whole(args):
     settings, results = Settings(encoder=args.encoder, **given), {}
     for seed in range(-1, args.rounds):
         data = make_data(args, args.batches, max(seed, 0))
-        now = replace(settings, batch_size=batch_size_of(settings, len(data.splits["train"])))
+        chosen = replace(settings, batch_size=batch_size_of(settings, len(data.splits["train"])))
         if seed < 0:  # this round warms up
-            now = replace(now, epochs=1, classifier_epochs=1)
+            chosen = replace(chosen, epochs=1, classifier_epochs=1)
         runs = {}
-        (run,) = run_method(args.method, max(seed, 0), data, now)
+        (run,) = run_method(args.method, max(seed, 0), data, chosen)
         runs["asymcl, both stages"] = run.seconds, run.metrics
         for workers in args.workers:
-            start = time.perf_counter()
-            model = usual_recipe(data, now, max(seed, 0), args, workers)
-            took = time.perf_counter() - start
+            start = now()
+            model = usual_recipe(data, chosen, max(seed, 0), args, workers)
+            took = now() - start
             runs[f"usual recipe, {workers} workers"] = (
                 took,
                 frozen_validation(model, data.loader("test", BATCH)),

@@ -10,11 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
-SECTIONS = {"training": ["stage1", "parts", "options", "allocator", "stage2", "whole"]}
+SECTIONS = {
+    "training": ["stage1", "parts", "options", "options --bf16", "allocator", "stage2", "whole"]
+}
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "record")
 RECORDS = [path for path in sorted(RESULTS.glob("*.json")) if path.stem in SCRIPTS]
 FIELDS = {"command", "date", "commit", "versions", "machine", "rows"}
@@ -28,13 +31,13 @@ def check(record):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "script, section", [(name, s) for name in SCRIPTS for s in SECTIONS.get(name, [None])]
+    "script, section", [(name, s) for name in SCRIPTS for s in SECTIONS.get(name, [""])]
 )
 def test_benchmark_runs_and_writes_its_record(script, section, tmp_path):
     if script == "fuzz_bytes" and not find_spec("atheris"):
         pytest.skip("fuzz_bytes needs atheris, which is not installed")
     out = tmp_path / f"{script}.json"
-    arguments = [*([section] if section else []), "--toy", "--out", str(out)]
+    arguments = [*section.split(), "--toy", "--out", str(out)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", BENCHMARKS / f"{script}.py", *arguments],
         cwd=tmp_path,
@@ -45,11 +48,37 @@ def test_benchmark_runs_and_writes_its_record(script, section, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads(out.read_text())
     check(record)
+    assert all(record[name] for name in FIELDS)
     assert record["command"] == " ".join(["python", f"benchmarks/{script}.py", *arguments])
     assert date.fromisoformat(record["date"]) and record["machine"]["threads"] >= 1
-    assert re.fullmatch(r"[0-9a-f]{12}[+]?", record["commit"] or "0" * 12)
+    assert re.fullmatch(r"[0-9a-f]{12}[+]?", record["commit"])
     assert record["versions"]["torch"]
     assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", out.read_text())
+
+
+@pytest.mark.slow
+def test_what_fails_on_a_gpu_is_named_and_the_rest_is_measured(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # as the import sets it
+    import gpu
+
+    calls = iter(range(4))
+
+    def late(x, y):
+        if next(calls) == 3:  # after two calls that warm up and one that is timed
+            raise torch.OutOfMemoryError("out of memory\nand more")
+        return x.sum()
+
+    def never(x, y):
+        raise RuntimeError("no kernel")
+
+    methods = dict(never=never, late=late, good=lambda x, y: x.sum())
+    monkeypatch.setattr(gpu, "METHODS", methods)
+    rows, skipped = [], []
+    gpu.losses(64, 3, torch.device("cpu"), rows, skipped)
+    assert skipped == ["never at n = 64: no kernel", "late at n = 64: out of memory"]
+    (row,) = rows
+    assert row["seconds"].keys() == {"floor", "good"} and row["ratio"].keys() == {"good"}
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)

@@ -10,19 +10,45 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
-def test_without_cuda_everything_is_listed_and_skipped(tmp_path):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")  # as without a driver
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    hidden = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES="")
-    records = {p: p.stat().st_mtime_ns for p in (ROOT / "benchmarks/results").glob("gpu.json")}
-    done = subprocess.run(
-        ["bash", ROOT / "tools/gpu.sh"], env=os.environ | hidden, capture_output=True, text=True
+def run(folder, nvidia_smi, visible, *options):
+    "tools/gpu.sh with this body of a command nvidia-smi and CUDA_VISIBLE_DEVICES"
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    hidden = dict(PATH=f"{folder}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES=visible)
+    return subprocess.run(
+        ["bash", ROOT / "tools/gpu.sh", *options],
+        env=os.environ | hidden,
+        capture_output=True,
+        text=True,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "nvidia_smi, visible, why",
+    [
+        ("exit 9", "0", "nvidia-smi finds none"),  # as without a driver
+        ("echo GPU 0: a card", "", "CUDA_VISIBLE_DEVICES='' hides them all"),
+        ("echo GPU 0: a card", "-1", "CUDA_VISIBLE_DEVICES='-1' hides them all"),
+    ],
+)
+def test_without_cuda_everything_is_listed_and_skipped(nvidia_smi, visible, why, tmp_path):
+    records = {p: p.stat().st_mtime_ns for p in (ROOT / "benchmarks/results").glob("gpu.json")}
+    done = run(tmp_path, nvidia_smi, visible)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("no CUDA device: every test and benchmark is skipped")
-    assert "no CUDA device" in done.stdout.partition("SKIPPED")[2] and "passed" not in done.stdout
+    assert f"no CUDA device, {why}: every test and measurement is skipped" in done.stdout
+    tests, measurements = done.stdout.split("skipped tests:")[1].split("skipped measurements:")
+    assert "::test_both_stages[fp16]" in tests and "passed" not in tests
+    assert "losses at n = 65536" in measurements and "training of resnet18" in measurements
     assert records == {p: p.stat().st_mtime_ns for p in records}
+
+
+@pytest.mark.slow
+def test_a_device_that_pytorch_cannot_use_is_said_in_one_line(tmp_path):
+    done = run(tmp_path, "echo 1.2", "99", "--here")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "finds no CUDA device with driver 1.2 and CUDA_VISIBLE_DEVICES='99'" in line
 
 
 @pytest.mark.slow
