@@ -129,7 +129,7 @@ def _class_blocks(classes, kinds, positions, size, factors):
         yield _Block(rows, own, span, weights, others, a[rows], eta_b[rows], weight_of)
 
 # %% ../nbs/api/fused.ipynb #4190fd1c
-def _weight_blocks(weights, positions, size, factors, reference_only=False):
+def _weight_blocks(weights, positions, size, factors, reference_only):
     "Blocks of `size` anchors, with weights that the function `weights` gives for anchors (b,)"
     for i in range(0, len(positions), size):
         rows = slice(i, min(i + size, len(positions)))
