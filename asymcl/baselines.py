@@ -7,7 +7,8 @@ Docs: https://asymcl.github.io/asymcl/api/baselines.html.md"""
 # %% auto #0
 __all__ = ['inverse_frequency_weights', 'class_balanced_weights', 'LogitAdjustedCrossEntropy', 'NormalizedLinear', 'LDAMLoss',
            'classifier_loss_function', 'head_for_loss', 'DeferredReweighting', 'KCL', 'balanced_contrastive_loss',
-           'BCL', 'LearnPrototypes', 'tau_normalized', 'logit_adjust', 'balanced_loader']
+           'BCL', 'untrained_parameters', 'with_loss_parameters', 'LearnPrototypes', 'tau_normalized', 'logit_adjust',
+           'balanced_loader']
 
 # %% ../nbs/api/baselines.ipynb #dd7886f2
 import math
@@ -69,19 +70,38 @@ def class_balanced_weights(
     return (weights / weights.mean()).float()
 
 # %% ../nbs/api/baselines.ipynb #9a3bc135
-class LogitAdjustedCrossEntropy(nn.Module):
+class _ClassifierLoss(nn.Module):
+    "What fastai asks of a loss of logits: a reduction, probabilities, and classes"
+
+    y_int = True  # MixUp and CutMix mix the losses of integer labels
+
+    def __init__(self, reduction):
+        super().__init__()
+        self.reduction = reduction
+
+    def activation(self, logits):
+        return logits.softmax(-1)
+
+    def decodes(self, probabilities):
+        return probabilities.argmax(-1)
+
+
+class LogitAdjustedCrossEntropy(_ClassifierLoss):
     "Cross-entropy of logits plus log class proportions (Menon et al. 2021, equation 10 with tau = 1); raises ValueError for bad counts"
 
     def __init__(
         self,
         counts,  # images per class (classes,), each >= 1
+        *,
+        reduction="mean",  # "mean", "sum" or "none", as in PyTorch
     ):
-        super().__init__()
+        super().__init__(reduction)
         counts = _checked_counts(counts)
         self.register_buffer("log_proportions", (counts / counts.sum()).log().float())
 
     def forward(self, logits, targets):
-        return F.cross_entropy(logits + self.log_proportions, targets)
+        logits = logits + self.log_proportions
+        return F.cross_entropy(logits, targets, reduction=self.reduction)
 
 # %% ../nbs/api/baselines.ipynb #ced069f6
 class NormalizedLinear(nn.Module):
@@ -109,7 +129,7 @@ def _check_positive(name, value):
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
 
 # %% ../nbs/api/baselines.ipynb #1bd02610
-class LDAMLoss(nn.Module):
+class LDAMLoss(_ClassifierLoss):
     """Cross-entropy after the target's logit has lost scale times its margin (Cao et al. 2019).
 
     For the logits of a `NormalizedLinear` of the same scale. Raises ValueError for values out of range."""
@@ -120,8 +140,9 @@ class LDAMLoss(nn.Module):
         *,
         max_margin=0.5,  # margin > 0 of the rarest class, in units of the cosine
         scale=30.0,  # s > 0, as in the head
+        reduction="mean",  # "mean", "sum" or "none", as in PyTorch
     ):
-        super().__init__()
+        super().__init__(reduction)
         for name, value in [("max_margin", max_margin), ("scale", scale)]:
             _check_positive(name, value)
         margins = _checked_counts(counts) ** -0.25
@@ -131,7 +152,7 @@ class LDAMLoss(nn.Module):
 
     def forward(self, logits, targets):
         lost = self.scale * self.margins * F.one_hot(targets, len(self.margins))
-        return F.cross_entropy(logits - lost, targets, weight=self.weight)
+        return F.cross_entropy(logits - lost, targets, weight=self.weight, reduction=self.reduction)
 
 # %% ../nbs/api/baselines.ipynb #74124a46
 _classifier_losses = dict(
@@ -321,7 +342,7 @@ def _check_prototypes(prototypes, embeddings, labels):
 
 # %% ../nbs/api/baselines.ipynb #df8cba2a
 class BCL(LossWithSettings):
-    """`balanced_contrastive_loss` with prototypes that are learnt as free parameters, `LearnPrototypes` being among the callbacks.
+    """`balanced_contrastive_loss` with prototypes that are learnt as free parameters; in a plain fastai Learner, by `LearnPrototypes`.
 
     Not the whole of Zhu et al. (2022): without their classifier branch, whose weights give the prototypes there. For one device.
     Raises TypeError or ValueError for values out of range."""
@@ -347,9 +368,32 @@ class BCL(LossWithSettings):
     def extra_repr(self):
         return f"classes={len(self.prototypes)}, {super().extra_repr()}"
 
+# %% ../nbs/api/baselines.ipynb #066af30a
+def untrained_parameters(
+    loss,  # loss function
+    groups,  # lists of parameters
+):  # list of parameters; empty for a loss that is no module
+    "Parameters of a loss that require a gradient and are in none of the groups"
+    there = {id(p) for group in groups for p in group}
+    own = loss.parameters() if isinstance(loss, nn.Module) else ()
+    return [p for p in own if p.requires_grad and id(p) not in there]
+
+
+def with_loss_parameters(
+    groups,  # parameters of a model, or a list of them for each group, as a splitter gives them
+    loss,  # loss function
+):  # the same, with the untrained parameters of the loss in the last group
+    "Groups of parameters that also train a loss, such as its temperature or prototypes"
+    groups = list(groups)
+    if not isinstance(groups[0], list | tuple | L):
+        return [*groups, *untrained_parameters(loss, [groups])]
+    return [*groups[:-1], [*groups[-1], *untrained_parameters(loss, groups)]]
+
 # %% ../nbs/api/baselines.ipynb #2dec4e54
 class LearnPrototypes(Callback):
-    "Train the parameters of the learner's loss with those of its model; raises TypeError if it has none"
+    """Train the parameters of the loss of a plain fastai Learner with those of its model; raises TypeError if it has none.
+
+    Both stages of a `TwoStageLearner` do so without it."""
 
     of_model = None  # splitter of the model
 
@@ -361,7 +405,9 @@ class LearnPrototypes(Callback):
                 f"the loss must be a module with parameters, such as BCL, got {type(self.loss_func).__name__}"
             )
         self.of_model, self.learn.splitter = self.learn.splitter, self.of_both
-        if self.learn.opt is not None and self._missing(self.learn.opt.param_lists):
+        if self.learn.opt is not None and untrained_parameters(
+            self.loss_func, self.learn.opt.param_lists
+        ):
             self.learn.opt = None  # `fit` makes it again
 
     def before_fit(self):
@@ -371,15 +417,7 @@ class LearnPrototypes(Callback):
             )
 
     def of_both(self, model):
-        groups = self.of_model(model)
-        if not isinstance(groups[0], list | tuple | L):
-            return [*groups, *self._missing([groups])]
-        return [*groups[:-1], [*groups[-1], *self._missing(groups)]]
-
-    def _missing(self, groups):
-        "Parameters of the loss that are in none of the groups"
-        there = {id(p) for group in groups for p in group}
-        return [p for p in self.loss_func.parameters() if id(p) not in there]
+        return with_loss_parameters(self.of_model(model), self.loss_func)
 
 # %% ../nbs/api/baselines.ipynb #56c5cec4
 @torch.no_grad()

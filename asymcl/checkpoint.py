@@ -9,6 +9,7 @@ __all__ = ['write_atomic', 'versions', 'write_state', 'read_state', 'described_f
            'fit_kept']
 
 # %% ../nbs/api/checkpoint.ipynb #8ed8f0d3
+import dis
 import hashlib
 import json
 import os
@@ -25,13 +26,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 
 # %% ../nbs/api/checkpoint.ipynb #98b3cf45
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
-from fastai.callback.schedule import ParamScheduler
+from fastai.callback.schedule import Learner, ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import to_device
@@ -309,6 +310,11 @@ def _loss_state(learn):
     return learn.loss_func.state_dict() if isinstance(learn.loss_func, nn.Module) else {}
 
 
+def _loss_tensors(learn):
+    loss = learn.loss_func
+    return [*loss.parameters(), *loss.buffers()] if isinstance(loss, nn.Module) else []
+
+
 def _scaler_state(learn):
     return learn.scaler.state_dict() if hasattr(learn, "scaler") else {}
 
@@ -390,7 +396,7 @@ def _described(learn, settings):
         epochs=learn.n_epoch,
         batches=len(learn.dls.train),
         batch_size=learn.dls.train.bs,
-        loss=described_function(learn.loss_func),
+        loss=described_function(learn.loss_func, _loss_tensors(learn)),
         loss_values=_values(learn.loss_func),
         optimizer=described_function(learn.opt_func),
         schedule=schedule,
@@ -428,56 +434,150 @@ def _values(value):
 
 # %% ../nbs/api/checkpoint.ipynb #a4f0c1b7
 def _code_parts(value, seen):
-    "Texts that say what a function, partial or callable object computes; `seen` holds the ids of functions that were visited"
+    "Texts that say what a value computes; `seen` keeps by its id what was described"
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
         yield repr(value)
-    elif isinstance(value, set | frozenset):
-        yield repr(sorted(map(repr, value)))
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, tuple):
+        yield f"{len(value)} values"
         for v in value:
             yield from _code_parts(v, seen)
-    elif isinstance(value, dict):
-        yield from _code_parts(list(value.items()), seen)
-    elif isinstance(value, torch.Tensor):
-        yield tensors_digest([value])
-    elif isinstance(value, partial):
-        yield from _code_parts([value.func, value.args, value.keywords], seen)
+    elif isinstance(value, set | frozenset):
+        yield repr(sorted("\n".join(_code_parts(v, dict(seen))) for v in value))
     elif isinstance(value, CodeType):
         yield value.co_code.hex()
-        yield from _code_parts([value.co_names, value.co_varnames, value.co_consts], seen)
-    elif isinstance(value, FunctionType | MethodType):
-        yield from _function_parts(getattr(value, "__func__", value), seen)
+        yield from _code_parts((value.co_names, value.co_varnames, value.co_consts), seen)
+    elif isinstance(value, MethodType):
+        yield from _code_parts((value.__func__, value.__self__), seen)
+    elif id(value) in seen:
+        yield "as before"
     else:
-        yield type(value).__qualname__
+        seen |= {id(v): v for v in (value, *_trained(value))}
+        yield from _code_parts(_made_of(value), seen)
+
+
+def _trained(value):
+    "Parameters and buffers of a module that is trained"
+    if not isinstance(value, nn.Module) or not any(p.requires_grad for p in value.parameters()):
+        return []
+    return [*value.parameters(), *value.buffers()]
+
+# %% ../nbs/api/checkpoint.ipynb #61b9b250
+def _made_of(value):
+    "Simpler values, or a text, that describe an object"
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, dict):
+        return tuple(value.items())
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), tensors_digest([value.to_dense()])
+    if isinstance(value, np.ndarray):
+        plain = not value.dtype.hasobject
+        content = hashlib.sha256(value.tobytes()).hexdigest() if plain else value.tolist()
+        return str(value.dtype), value.shape, content
+    if isinstance(value, partial):
+        return value.func, value.args, value.keywords
+    wrapped = getattr(value, "__wrapped__", getattr(value, "fget", None))
+    if isinstance(wrapped, FunctionType) and not _is_users(_home(value)):
+        return type(value).__qualname__, wrapped  # inside a property or a package's decorator
+    if isinstance(value, FunctionType):
+        defaults = value.__defaults__, value.__kwdefaults__
+        return value.__code__, *defaults, *_closed_over(value), *_used(value)
+    return _object_made_of(value)
+
+
+def _object_made_of(value):
+    "`_made_of` a class or another object"
+    kind = type(value)
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}", _own(value)
+    if isinstance(value, Learner):
+        return kind.__qualname__
+    if _is_users(kind.__module__):
+        return kind, _attributes(value)
+    if not callable(value) or kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+        return _name(value)
+    tensors = ("_parameters", "_buffers", "_modules")
+    public = {k: v for k, v in _attributes(value).items() if k in tensors or not k.startswith("_")}
+    return kind, public
+
+# %% ../nbs/api/checkpoint.ipynb #bcd665e5
+def _is_users(module):
+    "Whether a module of this name is the user's"
+    if module == "__main__":
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return not installed and module.partition(".")[0] not in {*sys.stdlib_module_names, "asymcl"}
+
+
+def _home(value):
+    "Name of the module of a function's code, or of an object's class"
+    function = isinstance(value, FunctionType)
+    return value.__globals__.get("__name__", "") if function else type(value).__module__
+
+
+def _attributes(value):
+    "Attributes of an object, without the mode of a module"
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    held |= getattr(value, "__dict__", {})
+    return {k: v for k, v in held.items() if k not in ("training", "__weakref__", "__dict__")}
+
+
+def _own(kind):
+    "Functions and other attributes of a class that the user's modules give it"
+    users = [vars(k) for k in kind.__mro__ if _is_users(k.__module__)]
+    return tuple(
+        {k: v for k, v in own.items() if callable(v) or not k.startswith("__")} for own in users
+    )
 
 # %% ../nbs/api/checkpoint.ipynb #6b9e5d13
-def _function_parts(function, seen):
-    "`_code_parts` of a Python function"
-    if id(function) in seen:
-        return
-    seen.add(id(function))
-    yield from _code_parts([function.__code__, function.__defaults__], seen)
-    yield from _code_parts(function.__kwdefaults__, seen)
+def _closed_over(function):
+    "Values that a function closes over"
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # it may be empty yet
-            yield from _code_parts(cell.cell_contents, seen)
-    for name in function.__code__.co_names:
-        used = function.__globals__.get(name)
-        same_module = getattr(used, "__module__", None) == function.__module__
-        if same_module or isinstance(used, bool | int | float | str | partial):
-            yield from _code_parts(used, seen)
+            yield cell.cell_contents
+
+
+def _codes(code):
+    "Code, and that of the functions in it"
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from _codes(part)
+
+
+def _used(function):
+    "Values that a function uses by name, in its module and in those of the user that it uses"
+    home, codes = _home(function), [*_codes(function.__code__)]
+    steps = [step for code in codes for step in dis.get_instructions(code)]
+    loaded = [step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    names, spaces = [name for code in codes for name in code.co_names], [function.__globals__]
+    for space in spaces:  # which grows
+        asked = names if space is not function.__globals__ else loaded
+        for value in (space[name] for name in asked if name in space):
+            module = getattr(value, "__module__", None) or ""
+            near = module == home or _is_users(module)
+            if isinstance(value, ModuleType):
+                if _is_users(value.__name__) and all(vars(value) is not s for s in spaces):
+                    spaces.append(vars(value))
+            elif isinstance(value, FunctionType) and not near:
+                yield f"{module}.{value.__qualname__}"
+            elif near or _is_users(home) or isinstance(value, bool | int | float | str | partial):
+                yield value
 
 
 def described_function(
     value,  # function, partial or callable object, such as a loss
+    state=(),  # tensors that are not compared, such as those that a loss changes in training
 ):  # text
-    "Name and digest of the code of a function, the same in every process and different after an edit"
+    "Name and digest of what a function computes, the same in every process and different after an edit"
+    seen = {id(v): v for v in state}
     if not isinstance(value, FunctionType | MethodType | partial):
-        value_parts = getattr(type(value), "forward", None) or type(value).__call__, _values(value)
+        value_parts = getattr(type(value), "forward", None) or type(value).__call__, value
     else:
         value_parts = value
-    parts = _code_parts(value_parts, set())
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(_code_parts(value_parts, seen)).encode()).hexdigest()
     return f"{_name(value)} (code {digest[:12]})"
 
 # %% ../nbs/api/checkpoint.ipynb #0e1b7c5d

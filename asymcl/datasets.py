@@ -604,16 +604,21 @@ def _show(loader, images, *titles, ncols=5, **kwargs):
         pixels, nrows=math.ceil(len(pixels) / ncols), ncols=ncols, titles=lines or None, **kwargs
     )
 
-
+# %% ../nbs/api/datasets.ipynb #31f74488
 @patch
 def show_batch(
     self: ImageLoader,
     b=None,  # batch of this loader, `(x,)` or `(x, y)`; None: the first
     max_n=10,  # number of images to show
-    **kwargs,  # of fastai's show_images: ncols, figsize and others
+    nrows=None,  # rows of images, which with ncols give their number; None: as many as max_n needs
+    ncols=5,  # images of a row
+    unique=False,  # True: the first image alone (fastai repeats it with new transforms; here are none)
+    **kwargs,  # of fastai's show_images: figsize and others
 ):
     "Show the first images of a batch with their classes."
-    _show(self, *(part[:max_n] for part in (self.one_batch() if b is None else b)), **kwargs)
+    max_n = 1 if unique else max_n if nrows is None else nrows * ncols
+    parts = self.one_batch() if b is None else b
+    _show(self, *(part[:max_n] for part in parts), ncols=ncols, **kwargs)
 
 
 @patch

@@ -963,8 +963,10 @@ def check_jobs(
     first_of_cell, small = {}, set()
     for job in jobs:
         first_of_cell.setdefault(replace(job, seeds=()), job)
-    for job in first_of_cell.values():
-        about = source.about(job)
+    first = set(first_of_cell.values())
+    checked = [job for job in jobs if job in first or _varies_by_seed(job)]
+    abouts = {job: source.about(job) for job in reversed(checked)}  # the first data stay in memory
+    for job, about in reversed(abouts.items()):
         if folder is None or not _record_path(folder, job, about).exists():
             counts = about["counts"]["train"]
             _check_batches(job, dict(zip(about["classes"], counts, strict=True)))
@@ -974,12 +976,21 @@ def check_jobs(
         n = " and ".join(map(str, sorted(small)))
         warnings.warn(f"fewer than 128 training images: the batch size is {n}", stacklevel=2)
 
+# %% ../nbs/api/experiment.ipynb #69009d71
+def _varies_by_seed(job):
+    "Whether the data of one seed may allow a job, and those of another not"
+    asked = job.batch_size is not None or job.sampler_alpha is not None
+    return asked and job.data != "fashion_mnist"  # which has the same counts for every seed
+
 
 def _check_batches(job, counts):
     "Raise ArgumentError for a batch size or a sampler that training images by class do not allow"
     total, size = sum(counts.values()), batch_size_of(job, sum(counts.values()))
     if size > total:
-        raise ArgumentError("batch_size", f"must be in 2..{total}, the training images, got {size}")
+        raise ArgumentError(
+            "batch_size",
+            f"must be in 2..{total}, the training images, got {size} with seed {job.seeds[0]}",
+        )
     if job.sampler_alpha is None:
         return
     if size < 2 * len(counts):
@@ -991,7 +1002,9 @@ def _check_batches(job, counts):
     if min(counts.values()) < 2:
         rare = min(counts, key=counts.get)
         raise ArgumentError(
-            "sampler_alpha", f"needs two training images of each class, {rare} has {counts[rare]}"
+            "sampler_alpha",
+            f"needs two training images of each class, {rare} has {counts[rare]} with seed "
+            f"{job.seeds[0]}",
         )
 
 # %% ../nbs/api/experiment.ipynb #864e900f

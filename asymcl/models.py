@@ -166,14 +166,14 @@ def encode(
 # %% ../nbs/api/models.ipynb #a86d3477
 def encode_all(
     encoder,  # nn.Module
-    loader,  # of batches (images, labels), which neither shuffles nor drops the last batch
-):  # features (n, width) and labels (n,), on the encoder's device, without gradient
+    loader,  # of batches (images, labels) or (images,), which neither shuffles nor drops the last batch
+):  # features (n, width) and labels (n,), on the encoder's device, without gradient; labels None where there are none
     "Features and labels of all images of a loader, without augmentation"
     untrained = getattr(loader.dataset, "set_split_idx", None)
     with untrained(1) if untrained else nullcontext():
-        batches = [(encode(encoder, x), y) for x, y in loader]
-    x, y = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*batches, strict=True))
-    return x, y.to(x.device)
+        batches = [(encode(encoder, x), *y[:1]) for x, *y in loader]
+    x, *y = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*batches, strict=True))
+    return x, y[0].to(x.device) if y else None
 
 # %% ../nbs/api/models.ipynb #ac04846b
 class UnitLength(nn.Module):

@@ -213,12 +213,59 @@ def _load(rows, decoding):
     "Images of the good rows; notes what is wrong, with the files' digests, modes and places among the images"
     good = _good(rows).index
     loaded = load_images(rows.file[good], **decoding)
-    rows["digest"], rows["mode"], rows["place"] = None, None, -1
+    rows["digest"], rows["mode"], rows["place"], rows["picture"] = None, None, -1, -1
     rows.loc[good, "digest"], rows.loc[good, "mode"] = loaded.digests, loaded.modes
     rows.loc[good[list(loaded.problems)], "problem"] = list(loaded.problems.values())
     rows.loc[_good(rows).index, "place"] = range(len(loaded.images))
+    rows.loc[_good(rows).index, "picture"] = _pictures(loaded.images)
     _mark_repeats(rows, "digest", "has the contents of another file")
     return loaded.images
+
+# %% ../nbs/api/own_images.ipynb #3d5aebd7
+def _pictures(images):
+    "Number of the picture of each image, (n,) int64: one number for equal pixels"
+    flat = images.flatten(1).numpy()
+    middle = flat.shape[1] // 2
+    keys = [some.tobytes() for some in flat[:, max(0, middle - 32) : middle + 32]]
+    for i in np.flatnonzero(pd.Series(keys, dtype=object).duplicated(keep=False)):
+        keys[i] += hashlib.sha256(flat[i]).digest()
+    return pd.factorize(np.array(keys, dtype=object))[0]
+
+
+def _joined(groups, pictures):
+    "Groups (n,) int64, those joined that share a picture"
+    n = len(groups)
+    # images are edges of a graph between groups (numbers below n) and pictures (n and above)
+    edges = coo_array((np.ones(n), (groups, n + pictures)), shape=(2 * n, 2 * n))
+    return connected_components(edges, directed=False)[1][groups].astype(np.int64)
+
+# %% ../nbs/api/own_images.ipynb #53ab2345
+_CLEANNESS = dict(train=0, valid=1, test=2)
+
+
+def _mark_copies(rows):
+    "Note rows of one picture with several classes, or that are also in a cleaner split"
+    good = _good(rows)
+    copies = good[good.duplicated("picture", keep=False)]
+    for _, same in copies.groupby("picture", sort=False):
+        labels, rank = same.label.unique(), same.split.map(_CLEANNESS)
+        if len(labels) > 1:
+            problem = f"shows the picture of another file, with the classes {' and '.join(labels)}"
+            rows.loc[same.index, "problem"] = problem
+        elif (leaking := rank < rank.max()).any():
+            kept = same[~leaking].iloc[0]
+            problem = (
+                f"shows the picture of {kept['name']}{_where(kept.row)}, which is in {kept.split}"
+            )
+            rows.loc[same.index[leaking], "problem"] = problem
+
+
+def _join_groups(rows):
+    "Give rows that share a picture, or a group with such a row, one group"
+    good = _good(rows)
+    if good.picture.duplicated().any():
+        groups = _joined(pd.factorize(good.group)[0], pd.factorize(good.picture)[0])
+        rows.loc[good.index, "group"] = [f"joined {g}" for g in groups]
 
 # %% ../nbs/api/own_images.ipynb #f6fee2f6
 def _warn_modes(rows):
@@ -256,7 +303,7 @@ def _missing(rows):
 def _mark_leaks(rows):
     "Note rows whose group is also in a split that has to be kept cleaner"
     good = _good(rows)
-    rank = good.split.map(dict(train=0, valid=1, test=2))
+    rank = good.split.map(_CLEANNESS)
     cleanest = rank.groupby(good.group).transform("max")
     where = rows.index.isin(good.index[(rank < cleanest).fillna(False)])
     _mark(rows, where, "has its group in two splits, which would leak")
@@ -368,7 +415,9 @@ def _note_problems(rows, classes, decoding):
     _mark_repeats(rows, "name", "is listed twice")
     rows = _mark_classes(rows, classes)
     images = _load(rows, decoding)
+    _mark_copies(rows)
     _mark_leaks(rows)
+    _join_groups(rows)
     _mark_small(rows)
     return rows, images
 
@@ -677,16 +726,6 @@ def _choose(texts, found, classes, class_names):
     return rows, codes[rows], names
 
 # %% ../nbs/api/own_images.ipynb #493012a6
-def _equal_images(images, groups):
-    "Groups (n,) int64, those joined that share an equal image"
-    digests = [hashlib.sha256(image).digest() for image in images.flatten(1).numpy()]
-    pictures = pd.factorize(np.array(digests, dtype=object))[0]
-    n = len(groups)
-    # images are edges of a graph between groups (numbers below n) and pictures (n and above)
-    edges = coo_array((np.ones(n), (groups.numpy(), n + pictures)), shape=(2 * n, 2 * n))
-    return torch.from_numpy(connected_components(edges, directed=False)[1])[groups].long()
-
-
 def _group_codes(groups, n):
     "Groups as int64 (n,), in 0..n-1"
     if groups is None:
@@ -713,7 +752,8 @@ def _warn_of_copies(joined, given):
 
 def _join_copies(images, groups, given):
     "Groups (n,) int64 to split by, and the rows (m,) int64 to use: all but copies of held-out images"
-    joined, rows = _equal_images(images, groups), torch.arange(len(groups))
+    joined = torch.from_numpy(_joined(groups.numpy(), _pictures(images)))
+    rows = torch.arange(len(groups))
     if {"valid", "test"} <= set(given):
         _warn_of_copies(joined, given)
         return groups, rows

@@ -14,7 +14,7 @@ import random
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import Learner  # with fit_one_cycle and lr_find
 from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.data.transforms import CategoryMap
 from fastai.distributed import DistributedTrainer  # and distrib_ctx
 from fastai.losses import BaseLoss
 from fastai.optimizer import OptimWrapper, set_item_pg
@@ -40,6 +42,8 @@ from asymcl.baselines import (
     LogitAdjustedCrossEntropy,
     classifier_loss_function,
     head_for_loss,
+    untrained_parameters,
+    with_loss_parameters,
 )
 from asymcl.checkpoint import (
     _name,
@@ -54,9 +58,11 @@ from .datasets import SharedLoader, TensorLoader
 from .distributed import DistributedLoss, chunk_next_call, gather_rows, join_ranks, world_size
 from .guards import StopNonFinite, TrimMemory, WatchEmbeddings
 from .inference import Gallery, TrainedModel, fit_temperature, model_of
+from .losses import LossWithSettings
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy, evaluate_predictions
 from .models import encode_all, encoder_width, projection_head
 from .views import random_views
+from .wrappers import ForPML, FromPML, QueueLoss
 
 # %% ../nbs/api/two_stage.ipynb #f981ba10
 class RandomViews(Callback):
@@ -303,6 +309,7 @@ class StageLearner(Learner):
     "A fastai Learner that sets up the callbacks of a call, and calls `leave` of callbacks however a training ends"
 
     def fit(self, *args, **kwargs):
+        self._renew_opt()
         try:
             return super().fit(*args, **kwargs)
         finally:
@@ -321,6 +328,11 @@ class StageLearner(Learner):
 
     def predict(self, *args, **kwargs):
         self._check_classifies("predict")
+        if isinstance(self.dls.valid, TensorLoader):
+            raise TypeError(
+                "predict takes single items, and this Learner has a loader over tensors: use predict "
+                "of the TwoStageLearner for images, or get_preds(dl=...)"
+            )
         return super().predict(*args, **kwargs)
 
     def show_results(self, *args, **kwargs):
@@ -349,6 +361,57 @@ def encoder_and_head(
     "Splitter for fastai: the parameters of the encoder, and those of the head"
     return [params(part) for part in model]
 
+# %% ../nbs/api/two_stage.ipynb #fd4467e2
+@patch
+def create_opt(self: StageLearner):
+    "Make the optimiser, for the parameters of the loss too"
+    own = self.splitter
+    self.splitter = lambda model: with_loss_parameters(own(model), self.loss_func)
+    try:
+        Learner.create_opt(self)
+    finally:
+        self.splitter = own
+
+
+@patch
+def _renew_opt(self: StageLearner):
+    "Let `fit` make the optimiser again if the loss was exchanged for one with other parameters"
+    if self.opt is None or isinstance(self.opt_func, OptimWrapper):
+        return
+    if untrained_parameters(self.loss_func, self.opt.param_lists):
+        self.opt = None
+
+# %% ../nbs/api/two_stage.ipynb #2627047f
+@patch
+def lr_find(self: StageLearner, *args, **kwargs):
+    "fastai's `lr_find`, which also leaves the state of the loss as it was"
+    loss = self.loss_func if isinstance(self.loss_func, nn.Module) else nn.Module()
+    state = deepcopy(loss.state_dict())
+    try:
+        return Learner.lr_find(self, *args, **kwargs)
+    finally:
+        loss.load_state_dict(state)
+
+
+@patch
+def to_bf16(self: StageLearner):
+    "Train in bfloat16 mixed precision, on any device"
+    return _in_precision(self, "bf16")
+
+
+@patch
+def to_fp16(
+    self: StageLearner,
+    **kwargs,  # of GradScaler
+):
+    "Train in float16 mixed precision; raises ValueError where fastai's default device is not CUDA"
+    return _in_precision(self, "fp16", **kwargs)
+
+
+def _in_precision(learn, precision, **kwargs):
+    _check_precision(precision, default_device().type)
+    return learn.to_fp32().add_cb(Precision(precision, **kwargs))
+
 # %% ../nbs/api/two_stage.ipynb #2a1d8c4f
 _CLASSIFIER_LOSSES = (
     BaseLoss,
@@ -362,7 +425,7 @@ _CLASSIFIER_LOSSES = (
 )
 
 
-def _check_loss(loss):
+def _check_loss(loss, repeat_labels):
     "Raise TypeError unless `loss` can be a contrastive loss"
     name = loss.__name__ if isinstance(loss, type) else _name(loss)
     if isinstance(loss, type) or not callable(loss):
@@ -372,6 +435,45 @@ def _check_loss(loss):
         raise TypeError(
             f"loss must be a contrastive loss of embeddings, such as AFCL(), got {name}, which is "
             "for classifiers; give it as classifier_loss"
+        )
+    of_pml = any(c.__module__.startswith("pytorch_metric_learning") for c in type(loss).__mro__)
+    if of_pml and not repeat_labels:
+        raise TypeError(
+            f"loss must take embeddings (n, views, size), got {type(loss).__name__} of PyTorch Metric "
+            "Learning, which takes rows; wrap it in asymcl.wrappers.FromPML, or pass repeat_labels=True"
+        )
+
+# %% ../nbs/api/two_stage.ipynb #8c626b18
+def _check_classifier_loss(loss, classes, device):
+    "Raise TypeError or ValueError unless `loss` gives a finite scalar for logits (n, classes) and integer labels (n,)"
+    if isinstance(loss, type):
+        raise TypeError(
+            f"classifier_loss must be a name or a loss function, got the class {loss.__name__}; did you forget ()?"
+        )
+    if isinstance(loss, LossWithSettings | QueueLoss | ForPML | FromPML):
+        raise TypeError(
+            f"classifier_loss must be a loss of logits, got {_name(loss)}, which is contrastive; give it as loss"
+        )
+    function = classifier_loss_function(loss, torch.ones(classes))
+    if isinstance(loss, str):
+        return
+    module = getattr(function, "func", function)  # fastai's losses hold PyTorch's as `func`
+    if isinstance(module, nn.Module):
+        device = next((t.device for t in [*module.parameters(), *module.buffers()]), device)
+    logits, labels = torch.zeros(classes + 1, classes), torch.arange(classes + 1) % classes
+    try:
+        with _generators_kept(), torch.no_grad():
+            value = function(logits.to(device), labels.to(device))
+    except Exception as error:
+        raise ValueError(
+            f"classifier_loss {_name(loss)} fails on logits {tuple(logits.shape)} and integer labels "
+            f"{tuple(labels.shape)} of {classes} classes: {error}"
+        ) from error
+    if not isinstance(value, torch.Tensor) or value.ndim or not value.isfinite():
+        got = tuple(value.shape) if getattr(value, "ndim", 0) else value
+        raise ValueError(
+            f"classifier_loss must give a finite scalar, got {got} from {_name(loss)} for logits of "
+            "zero; a reduction such as 'mean' makes a scalar"
         )
 
 # %% ../nbs/api/two_stage.ipynb #0c7ae5d9
@@ -399,6 +501,38 @@ def _check_views(make_views, images):
             f"{tuple(views.shape)} for images {tuple(images.shape)}; stack the views by torch.stack(views, 1)"
         )
 
+# %% ../nbs/api/two_stage.ipynb #68a8966f
+def _first_batch(dls):
+    "Images, labels and class names of the first validation batch; TypeError or ValueError for `dls` without them"
+    loaders = list(getattr(dls, "loaders", ()))[:2]
+    if len(loaders) < 2 or not all(hasattr(dl, "one_batch") for dl in loaders):
+        got = [type(dl).__name__ for dl in loaders if not hasattr(dl, "one_batch")]
+        raise TypeError(
+            "dls must be fastai DataLoaders with a train and a valid loader of fastai, got "
+            f"{', '.join(got) or f'{type(dls).__name__} of {len(loaders)} loaders'}; make them by ImageData.dls, or "
+            "by DataLoaders.from_dsets(train, valid, bs=64)"
+        )
+    vocab, batch = getattr(dls, "vocab", None), dls.valid.one_batch()
+    if vocab is None:
+        raise ValueError(
+            "dls must have a vocab, the names of the classes, got none; set dls.vocab = ['a', 'b']"
+        )
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise ValueError("dls must give batches (images, labels), got images without labels")
+    _check_labels(batch[1])
+    return batch[0], [str(c) for c in vocab]
+
+
+def _check_like(learn, dls):
+    "Images of the first validation batch; ValueError unless a two-stage learner can go on with these data"
+    images, classes = _first_batch(dls)
+    if classes != learn.classes or encoder_width(learn.encoder, images) != learn.width:
+        raise ValueError(
+            f"dls must have classes {learn.classes} and images of {learn.width} features, got classes "
+            f"{classes} and images {tuple(images.shape)}; make a new TwoStageLearner"
+        )
+    return images
+
 
 def _check_labels(labels):
     "Raise TypeError unless labels are integers (n,)"
@@ -415,8 +549,49 @@ def _guards(guards):
         return [StopNonFinite(), WatchEmbeddings(), TrimMemory()] if guards else []
     return list(L(guards))
 
+# %% ../nbs/api/two_stage.ipynb #c64453c2
+class _Shared:
+    "Data, encoder, precision and loss of the head, each held in one place"
+
+    fixed = ("encoder", "width", "make_views", "precision", "guards", "opt_func")
+
+    def __setattr__(self, name, value):
+        if name in self.fixed and "contrastive" in vars(self):
+            raise AttributeError(f"{name} cannot be set later; make a new TwoStageLearner")
+        super().__setattr__(name, value)
+
+    @property
+    def encoder(self):
+        model = self.contrastive.model
+        return (model.module if isinstance(model, DistributedDataParallel) else model)[0]
+
+    @property
+    def precision(self):
+        cbs = self.contrastive.cbs
+        return next((cb.amp_mode.value for cb in cbs if isinstance(cb, MixedPrecision)), "fp32")
+
+    @property
+    def dls(self):
+        return self.contrastive.dls
+
+    @dls.setter
+    def dls(self, dls):
+        images = _check_like(self, dls)
+        self.contrastive.dls, self.image_shape = dls, tuple(images.shape[1:])
+        self._classifier = self._loaded = None
+
+    @property
+    def classifier_loss(self):
+        return self._classifier_loss
+
+    @classifier_loss.setter
+    def classifier_loss(self, loss):
+        device = getattr(self.dls, "device", None) or "cpu"
+        _check_classifier_loss(loss, len(self.classes), device)
+        self._classifier_loss, self._classifier, self._loaded = loss, None, None
+
 # %% ../nbs/api/two_stage.ipynb #edf11363
-class TwoStageLearner:
+class TwoStageLearner(_Shared):
     "A contrastive stage and a classification stage over one encoder"
 
     def __init__(
@@ -435,20 +610,11 @@ class TwoStageLearner:
         guards=True,  # callbacks that look for NaN, collapse and more: True for all of `asymcl.guards`, False for none, or a list
         cbs=None,  # further callbacks of stage 1
     ):
-        _check_loss(loss)
-        images, labels, *_ = dls.valid.one_batch()
-        _check_labels(labels)
-        self.classes, self.image_shape = [str(c) for c in dls.vocab], tuple(images.shape[1:])
-        self.width = encoder_width(encoder, images)
+        _check_loss(loss, repeat_labels)
+        images, self.classes = _first_batch(dls)
+        self.image_shape, self.width = tuple(images.shape[1:]), encoder_width(encoder, images)
         _check_views(make_views, images)
-        classifier_loss_function(classifier_loss, torch.ones(len(self.classes)))
-        self.dls, self.encoder, self.classifier_loss, self.opt_func = (
-            dls,
-            encoder,
-            classifier_loss,
-            opt_func,
-        )
-        self.make_views, self.precision, self.guards = make_views, precision, _guards(guards)
+        self.make_views, self.opt_func, self.guards = make_views, opt_func, _guards(guards)
         views = [RandomViews(make_views, repeat_labels), MixableLabels(), AcrossRanks()]
         self.contrastive = StageLearner(
             dls,
@@ -459,8 +625,8 @@ class TwoStageLearner:
             metrics=KnnAccuracy(),
             cbs=[*views, *self.guards, *precision_callbacks(precision), *L(cbs)],
         )
-        self._classifier = self._loaded = self._encoder_state = None
-        self._encoder_mark = self._temperature = None
+        self.classifier_loss = classifier_loss
+        self._encoder_state = self._encoder_mark = self._temperature = None
         self._kept_calls = {}
 
 # %% ../nbs/api/two_stage.ipynb #6365f310
@@ -497,6 +663,10 @@ def _train(
 ):
     "fit_one_cycle of one stage, with every epoch kept if there is a folder; `settings` are computed only for it"
     _check_schedule(epochs, lr)
+    lr = float(lr) if isinstance(lr, Real) else lr  # fastai takes no np.float32
+    for theirs, ours in dict(n_epoch="epochs", lr_max="lr").items():
+        if theirs in kwargs:
+            raise TypeError(f"{theirs} is not an argument here; give {ours}")
     if keep is None:
         if resume:
             raise ValueError("resume=True needs keep, the folder to resume from")
@@ -518,7 +688,7 @@ def _train(
 
 def _check_schedule(epochs, lr):
     "Raise ValueError unless epochs are an integer >= 1 and all learning rates finite and > 0"
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
         raise ValueError(f"epochs must be an integer >= 1, got {epochs!r}")
     rates = [r for r in (lr.start, lr.stop) if r is not None] if isinstance(lr, slice) else L(lr)
     if not rates or not all(isinstance(r, Real) and math.isfinite(r) and r > 0 for r in rates):
@@ -528,8 +698,8 @@ def _check_schedule(epochs, lr):
 @patch
 def features(
     self: TwoStageLearner,
-    split="train",  # "train", "valid" or "test", or a fastai DataLoader over labelled images
-):  # features (n, width) and labels (n,), in the order of the data, on the encoder's device
+    split="train",  # "train", "valid" or "test", or a fastai DataLoader over images
+):  # features (n, width) and labels (n,), in the order of the data, on the encoder's device; labels None where there are none
     "Features of all images of a split by the encoder as it is now, without augmentation"
     return encode_all(self.encoder, self.loader(split))
 
@@ -540,11 +710,13 @@ def loader(
     split,  # "train", "valid" or "test", or a DataLoader
 ):  # DataLoader over all images of the split in order, without augmentation
     "The loader of a split for evaluation; raises ValueError for a split that the DataLoaders do not have"
-    if not isinstance(split, str):
+    if isinstance(split, DataLoader):
         return split.new(shuffle=False, drop_last=False)
     names = ["train", "valid", "test"][: len(self.dls.loaders)]
-    if split not in names:
-        raise ValueError(f"split must be one of {', '.join(names)} or a DataLoader, got {split!r}")
+    if not isinstance(split, str) or split not in names:
+        raise ValueError(
+            f"split must be one of {', '.join(names)} or a fastai DataLoader, got {split!r}"
+        )
     return self.dls.valid.new(self.dls[names.index(split)].dataset, shuffle=False, drop_last=False)
 
 # %% ../nbs/api/two_stage.ipynb #595ceaba
@@ -566,7 +738,7 @@ def _over_features(self: TwoStageLearner, head=None):
         TensorLoader(valid, bs=4096),
     )
     for loader in (train, valid):
-        loader.dataset.vocab = self.classes
+        loader.dataset.vocab = CategoryMap(self.classes, sort=False)
     self._classifier = StageLearner(
         DataLoaders(train, valid, device=x.device),
         head,
@@ -690,13 +862,13 @@ def _valid_logits(self: TwoStageLearner):
 @torch.no_grad()
 def probabilities(
     self: TwoStageLearner,
-    split="valid",  # "train", "valid" or "test", or a DataLoader over labelled images
-):  # probabilities (n, classes) and labels (n,), on the CPU
+    split="valid",  # "train", "valid" or "test", or a fastai DataLoader over images
+):  # probabilities (n, classes) and labels (n,), on the CPU; labels None where there are none
     "Calibrated class probabilities of a split, and its labels"
     model = self._model()
     x, y = self.features(split)
     logits = model.head.eval().to(x.device)(x).cpu()
-    return (logits / model.temperature).softmax(1), y.cpu()
+    return (logits / model.temperature).softmax(1), None if y is None else y.cpu()
 
 # %% ../nbs/api/two_stage.ipynb #21ee6d7a
 @patch
@@ -724,6 +896,10 @@ def evaluate(
 ):  # dict of metric name to float
     "Weighted and unweighted accuracy, recalls, ROC AUC and more on a split, which is left unchanged by it"
     p, y = self.probabilities(split)
+    if y is None:
+        raise ValueError(
+            "split must have labelled images, got a loader without labels; use predict"
+        )
     return evaluate_predictions(p, y, self.classes, train_proportions=self._counts)
 
 # %% ../nbs/api/two_stage.ipynb #23fac6c6

@@ -29,6 +29,11 @@ def _check_classes(embeddings, labels):
         )
 
 
+def _of_inner(name):
+    "Getter and setter of an attribute of the loss in a wrapper"
+    return lambda self: getattr(self.loss, name), lambda self, v: setattr(self.loss, name, v)
+
+
 def _rows(embeddings, labels):
     "Embeddings (rows, d), and the label of each row"
     views = embeddings.shape[1] if embeddings.ndim == 3 else 1
@@ -69,6 +74,8 @@ class QueueLoss(nn.Module):
         self.register_buffer("labels", torch.zeros(memory_size, dtype=torch.long))
         self.register_buffer("added", torch.zeros((), dtype=torch.long))
 
+    reduction = property(*_of_inner("reduction"), doc="That of the loss inside")
+
     def forward(self, embeddings, labels):
         _check_classes(embeddings, labels)
         if embeddings.shape[-1] != self.embeddings.shape[1]:
@@ -99,6 +106,8 @@ class ForPML(nn.Module):
         super().__init__()
         self.loss = loss
 
+    reduction = property(*_of_inner("reduction"), doc="That of the loss inside")
+
     def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
         if indices_tuple is not None:
             raise ValueError(
@@ -126,6 +135,11 @@ class FromPML(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, embeddings, labels):
+    def forward(self, embeddings, labels, reduction=None):
+        if reduction is not None:
+            raise TypeError(
+                "reduction cannot be set: a loss of PyTorch Metric Learning gives one value for a "
+                "batch; call get_preds without with_loss"
+            )
         _check_classes(embeddings, labels)
         return self.loss(*_rows(embeddings, labels))

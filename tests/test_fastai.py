@@ -5,6 +5,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import Learner
@@ -16,16 +17,25 @@ from fastai.callback.tracker import (
 )
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.basics import Callback
-from fastai.losses import CrossEntropyLossFlat
+from fastai.data.core import DataLoaders
+from fastai.interpret import ClassificationInterpretation
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 from torch import nn
 
-from asymcl.baselines import BCL, DeferredReweighting, LDAMLoss, LearnPrototypes
+from asymcl.baselines import (
+    BCL,
+    DeferredReweighting,
+    LDAMLoss,
+    LearnPrototypes,
+    LogitAdjustedCrossEntropy,
+)
 from asymcl.datasets import ImageData
 from asymcl.guards import NonFiniteError, StopNonFinite
 from asymcl.losses import AFCL, CL
-from asymcl.two_stage import TwoStageLearner, fused_adam
+from asymcl.two_stage import Precision, TwoStageLearner, fused_adam
+from asymcl.wrappers import ForPML, FromPML, QueueLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RATE = 1e-2
@@ -175,6 +185,70 @@ def test_fine_tune_and_lr_find(tmp_path):
     assert all(p.requires_grad for p in learn.encoder.parameters())
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda: AFCL(temperature=nn.Parameter(torch.tensor(0.1))),
+        lambda: QueueLoss(CL(), embedding_size=4, memory_size=16),
+    ],
+)
+def test_lr_find_leaves_the_loss_as_it_was(loss, tmp_path):
+    learn = make(loss())
+    learn.contrastive.path = tmp_path
+    before = {k: v.clone() for k, v in learn.contrastive.loss_func.state_dict().items()}
+    learn.contrastive.lr_find(num_it=10, show_plot=False)
+    assert all(v.equal(before[k]) for k, v in learn.contrastive.loss_func.state_dict().items())
+    learn.contrastive.fit(1, RATE)
+    after = learn.contrastive.loss_func.state_dict()
+    assert not all(v.equal(before[k]) for k, v in after.items())
+
+
+# Parameters of the loss
+
+
+def learnt(value=0.1):
+    return AFCL(temperature=nn.Parameter(torch.tensor(value)))
+
+
+@pytest.mark.parametrize("opt_func", [fused_adam, Adam])
+def test_parameters_of_the_loss_are_trained_with_the_last_group(opt_func):
+    learn = make(learnt(), opt_func=opt_func)
+    learn.contrastive.freeze()
+    learn.contrastive.fit(1, slice(1e-4, 1e-2))
+    temperature = learn.contrastive.loss_func.temperature
+    assert temperature.item() != pytest.approx(0.1)
+    groups = [any(p is temperature for p in group) for group in learn.contrastive.opt.param_lists]
+    assert groups == [False, True]
+
+
+def test_parameters_of_a_loss_given_later_are_trained():
+    learn = make()
+    learn.contrastive.fit(1, RATE)
+    learn.contrastive.loss_func = learnt()
+    learn.contrastive.fit(1, RATE)
+    assert learn.contrastive.loss_func.temperature.item() != pytest.approx(0.1)
+    opt = learn.contrastive.opt
+    learn.contrastive.loss_func = learnt().requires_grad_(False)
+    learn.contrastive.fit(1, RATE)
+    assert learn.contrastive.loss_func.temperature.item() == pytest.approx(0.1)
+    assert learn.contrastive.opt is opt
+
+
+def test_a_kept_training_resumes_with_the_parameters_of_the_loss(tmp_path):
+    temperatures = []
+    for keep in (tmp_path / "whole", tmp_path / "cut", tmp_path / "cut"):
+        learn = make(learnt())
+        first_try = keep.name == "cut" and not keep.exists()
+        try:
+            learn.fit_contrastive(
+                2, RATE, keep=keep, cbs=Ends(KeyError("cut"), 1) if first_try else None
+            )
+        except KeyError:
+            continue
+        temperatures.append(learn.contrastive.loss_func.temperature.item())
+    assert temperatures[0] == temperatures[1] != pytest.approx(0.1)
+
+
 # Callbacks
 
 
@@ -274,6 +348,25 @@ def test_clip_and_accumulation_in_both_precisions(precision):
     assert np.isfinite(learn.contrastive.recorder.values[-1][0])
 
 
+@pytest.mark.parametrize("way", ["to_bf16", "precision", "both"])
+def test_to_bf16_is_what_precision_does(way):
+    learn = make(precision="fp32" if way == "to_bf16" else "bf16")
+    if way != "precision":
+        learn.contrastive.to_bf16()
+    mixed = [cb for cb in learn.contrastive.cbs if isinstance(cb, MixedPrecision)]
+    assert [type(cb) for cb in mixed] == [Precision] and learn.precision == "bf16"
+    learn.contrastive.to_fp32()
+    assert learn.precision == "fp32"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on CUDA")
+def test_to_fp16_on_a_cpu_raises():
+    learn = make()
+    with pytest.raises(ValueError, match="fp16' needs a CUDA device, got"):
+        learn.contrastive.to_fp16()
+    assert learn.precision == "fp32"
+
+
 # Set-up and leaving
 
 
@@ -289,11 +382,12 @@ def test_callbacks_of_one_call_are_set_up():
 
 
 class Ends(Callback):
-    def __init__(self, error):
-        self.error = error
+    def __init__(self, error, epoch=0):
+        self.error, self.of_epoch = error, epoch
 
     def before_batch(self):
-        raise self.error
+        if self.epoch == self.of_epoch:
+            raise self.error
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("bad")])
@@ -347,6 +441,114 @@ def test_export_and_save(tmp_path):
     learn.contrastive.fit(1)
 
 
+def head_of(learn, **kwargs):
+    "The trained head's Learner, quiet"
+    head = learn.new_classifier()
+    head.remove_cb(head.progress)
+    head.logger = lambda *_: None
+    learn.fit_classifier(1, **kwargs)
+    return head
+
+
+LOSSES = dict(
+    names=["cross_entropy", "focal", "logit_adjusted", "ldam"],
+    objects=[LogitAdjustedCrossEntropy([60, 4]), LDAMLoss([60, 4])],
+)
+
+
+@pytest.mark.parametrize("loss", [*LOSSES["names"], *LOSSES["objects"]], ids=str)
+def test_fastai_reads_the_head(loss):
+    learn = make(classifier_loss=loss)
+    head = head_of(learn, cbs=MixUp())
+    p, y, decoded, losses = head.get_preds(with_loss=True, with_decoded=True)
+    assert p.sum(1).tolist() == pytest.approx(32 * [1.0]) and losses.shape == (32,)
+    assert losses.mean().item() == pytest.approx(head.validate()[0], rel=1e-4)
+    read = ClassificationInterpretation.from_learner(head)
+    right = [[((decoded == j) & (y == i)).sum().item() for j in range(2)] for i in range(2)]
+    assert read.confusion_matrix().tolist() == right
+    assert list(read.vocab) == ["a", "b"] and len(read.top_losses(3)[0]) == 3
+    read.print_classification_report()
+
+
+def test_predict_of_the_head_names_the_predict_of_images():
+    with pytest.raises(TypeError, match="use predict of the TwoStageLearner"):
+        head_of(make()).predict(torch.zeros(6))
+
+
+def test_losses_of_each_image_in_a_wrapper():
+    for loss in (QueueLoss(CL(), embedding_size=4, memory_size=16), ForPML(CL())):
+        learn = make(loss)
+        learn.contrastive.fit(1, RATE)
+        assert learn.contrastive.get_preds(with_loss=True)[2].shape == (32,)
+        assert loss.reduction == loss.loss.reduction == "mean"
+    learn = make(FromPML(lambda rows, labels: rows.square().mean()))
+    with pytest.raises(TypeError, match="call get_preds without with_loss"):
+        learn.contrastive.get_preds(with_loss=True)
+
+
+def test_images_without_labels():
+    learn = make()
+    head_of(learn)
+    unlabelled = learn.dls.test_dl(small_data().images[64:96])
+    p, labels = learn.probabilities(unlabelled)
+    assert p.equal(learn.probabilities("valid")[0]) and labels is None
+    assert learn.features(unlabelled)[1] is None
+    with pytest.raises(ValueError, match="split must have labelled images"):
+        learn.evaluate(unlabelled)
+
+
+@pytest.mark.parametrize("split", [0, None, "tset", torch.zeros(2)])
+def test_errors_of_a_split(split):
+    with pytest.raises(ValueError, match="split must be one of train, valid, test or a fastai"):
+        make().features(split)
+
+
+@pytest.mark.parametrize(
+    "given, images", [(dict(nrows=2, ncols=4), 8), (dict(unique=True), 1), (dict(max_n=3), 3)]
+)
+def test_show_batch_takes_what_fastai_takes(given, images):
+    with patch("asymcl.datasets.show_images") as shown:
+        small_data().dls(16).show_batch(**given)
+    assert len(shown.call_args.args[0]) == images
+    assert shown.call_args.kwargs["nrows"] == given.get("nrows", 1)
+
+
+# Changes after the constructor
+
+
+def test_new_data_reach_both_stages():
+    learn = make()
+    head_of(learn)
+    learn.dls = small_data().dls(32)
+    assert learn.dls is learn.contrastive.dls and learn.dls.train.bs == 32
+    with pytest.raises(RuntimeError, match="no classification head yet"):
+        learn.evaluate()
+    other = small_data().dls(32)
+    other.vocab = ["a", "c"]
+    with pytest.raises(ValueError, match=r"dls must have classes \['a', 'b'\].*got .*'c'"):
+        learn.dls = other
+    learn.contrastive.model = nn.Sequential(tiny_encoder(), nn.Linear(6, 4))
+    assert learn.encoder is learn.contrastive.model[0]
+
+
+@pytest.mark.parametrize("name", ["encoder", "make_views", "precision", "guards", "opt_func"])
+def test_what_both_stages_are_built_from_is_fixed(name):
+    with pytest.raises(AttributeError, match=f"{name} cannot be set later; make a new"):
+        setattr(make(), name, None)
+
+
+def test_another_loss_of_the_head_leaves_no_old_head():
+    learn = make()
+    head_of(learn)
+    learn.classifier_loss = "focal"
+    with pytest.raises(RuntimeError, match="no classification head yet"):
+        learn.trained_model()
+    assert "Focal" in str(head_of(learn).loss_func)
+    with pytest.raises(ValueError, match="got 'focall'"):
+        learn.classifier_loss = "focall"
+    assert learn.trained_model().about["classifier_loss"] == "focal"
+
+
 # Guards
 
 
@@ -376,6 +578,10 @@ class Listed(nn.Module):
         return [x.flatten(1)]
 
 
+class OfPML(nn.Module):
+    __module__ = "pytorch_metric_learning.losses"
+
+
 BAD = {
     "channels": (dict(encoder=tiny_encoder(3)), ValueError, r"fails on images of shape \(2, 1, 8"),
     "half": (dict(encoder=tiny_encoder().half()), ValueError, "float32 weights"),
@@ -390,6 +596,36 @@ BAD = {
     "fastai's": (dict(loss=CrossEntropyLossFlat()), TypeError, "is for classifiers"),
     "class": (dict(loss=AFCL), TypeError, r"such as AFCL\(\), got Asymm"),
     "name": (dict(loss="AFCL"), TypeError, "such as AFCL"),
+    "of PML": (dict(loss=OfPML()), TypeError, r"wrap it in asymcl.wrappers.FromPML, or .*repeat"),
+    "loss class": (dict(classifier_loss=nn.CrossEntropyLoss), TypeError, r"did you forget \(\)"),
+    "contrastive": (dict(classifier_loss=AFCL()), TypeError, "is contrastive; give it as loss"),
+    "queue": (
+        dict(classifier_loss=QueueLoss(CL(), embedding_size=2, memory_size=4)),
+        TypeError,
+        "is contrastive",
+    ),
+    "targets": (
+        dict(classifier_loss=BCEWithLogitsLossFlat()),
+        ValueError,
+        "classifier_loss .*fails",
+    ),
+    "broadcast": (dict(classifier_loss=nn.MSELoss()), ValueError, "classifier_loss .*fails on log"),
+    "flat": (dict(classifier_loss=MSELossFlat()), ValueError, "classifier_loss .*fails on logits"),
+    "weights": (
+        dict(classifier_loss=LDAMLoss([1, 2, 3])),
+        ValueError,
+        "classifier_loss .* 2 classes",
+    ),
+    "no scalar": (
+        dict(classifier_loss=nn.CrossEntropyLoss(reduction="none")),
+        ValueError,
+        r"finite scalar, got \(3,\)",
+    ),
+    "infinite": (
+        dict(classifier_loss=lambda x, y: x.sum() / 0),
+        ValueError,
+        "finite scalar, got nan",
+    ),
 }
 
 
@@ -398,6 +634,27 @@ def test_errors_of_the_constructor(name):
     arguments, error, message = BAD[name]
     with pytest.raises(error, match=message):
         make(**arguments)
+
+
+def test_a_loss_of_pml_for_rows_is_accepted():
+    make(OfPML(), repeat_labels=True)
+
+
+def test_errors_of_the_loaders():
+    data = small_data()
+    pairs = torch.utils.data.TensorDataset(torch.rand(32, 1, 8, 8), torch.arange(32) % 2)
+    of_torch = torch.utils.data.DataLoader(pairs, 8)
+    without_vocab = DataLoaders.from_dsets(pairs, pairs, bs=8, num_workers=0, device="cpu")
+    unlabelled = DataLoaders(*2 * [data.loader_for(data.images[:32])])
+    for dls, error, message in [
+        (DataLoaders(of_torch, of_torch), TypeError, "dls must be .*got DataLoader, DataLoader"),
+        (of_torch, TypeError, "dls must be fastai DataLoaders"),
+        (DataLoaders(data.loader("train")), TypeError, "DataLoaders of 1 loaders"),
+        (without_vocab, ValueError, "dls must have a vocab"),
+        (unlabelled, ValueError, r"dls must give batches \(images, labels\)"),
+    ]:
+        with pytest.raises(error, match=message):
+            TwoStageLearner(dls, tiny_encoder(), CL(), make_views=two_copies)
 
 
 def test_the_constructor_draws_nothing_from_views():
@@ -434,6 +691,16 @@ def test_errors_of_fit(epochs, lr, message):
         with pytest.raises(ValueError, match=message):
             train()
     assert learn.contrastive.opt is None  # stage 1 has not begun
+
+
+def test_numbers_of_numpy_and_names_of_fastai():
+    learn = make()
+    learn.fit_contrastive(np.int64(1), np.float32(RATE))
+    for given, ours in [(dict(n_epoch=1), "epochs"), (dict(lr_max=RATE), "lr")]:
+        with pytest.raises(
+            TypeError, match=f"{next(iter(given))} is not an argument.* give {ours}"
+        ):
+            learn.fit_contrastive(**given)
 
 
 def test_soft_labels_of_the_data_raise():

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from PIL import Image
 
 from asymcl.image_files import ImageFile, load_images
 from asymcl.imbalance import BalancedSampler, class_counts, split_groups
-from asymcl.own_images import from_arrays, image_folder
+from asymcl.own_images import BadImages, from_arrays, from_dataframe, image_folder
 
 LOAD = """
 import sys
@@ -116,6 +117,55 @@ def test_cache_that_cannot_be_written_names_the_folder(photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="give another folder, or cache=False"):
         image_folder(photos, size=48, cache=tmp_path / "file")
+
+
+def saved_thrice(folder, pictures=8):
+    "A table of pictures of two classes, each saved as PNG, as BMP and as another PNG"
+    random, rows = np.random.default_rng(0), []
+    for i in range(2 * pictures):
+        pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        label = "round" if i < pictures else "square"
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for name, options in (("png", {}), ("bmp", {}), ("again.png", dict(compress_level=0))):
+            path = f"{label}/{i}.{name}"
+            Image.fromarray(pixels).save(folder / path, **options)
+            rows.append(dict(path=path, label=label, picture=i))
+    return pd.DataFrame(rows)
+
+
+def test_a_picture_in_several_formats_is_in_one_split(tmp_path):
+    table = saved_thrice(tmp_path / "images")
+    for seed in range(3):
+        data = image_folder(tmp_path / "images", size=20, seed=seed, cache=tmp_path / "cache")
+        held = [{x.numpy().tobytes() for x in data.images[i]} for i in data.splits.values()]
+        assert sum(map(len, held)) == len(set.union(*held)) == 16
+        assert sum(map(len, data.splits.values())) == len(table) == len(data.images)
+    # a picture also joins the groups of its files
+    given_groups = table.assign(
+        thing=[f"{row.picture // 2}-{i % 3}" for i, row in table.iterrows()]
+    )
+    options = dict(root=tmp_path / "images", size=20, cache=tmp_path / "cache")
+    data = from_dataframe(given_groups, group_column="thing", **options)
+    assert len(set(data.groups.tolist())) == 8
+
+
+def test_one_picture_of_two_classes_or_two_given_splits_is_a_problem(tmp_path):
+    table = saved_thrice(tmp_path)
+    options = dict(root=tmp_path, size=20, cache=False, workers=0)
+    other_class = table.assign(label=["square", *table.label[1:]])
+    text = "shows the picture of another file, with the classes square and round"
+    with pytest.raises(BadImages, match=text) as raised:
+        from_dataframe(other_class, **options)
+    assert list(raised.value.problems.file) == list(table.path[:3])
+    splits = table.assign(split=(["train"] * 15 + ["valid"] * 3 + ["test"] * 6) * 2)
+    data = from_dataframe(splits, split_column="split", **options)
+    assert [len(i) for i in data.splits.values()] == [30, 6, 12]
+    splits.loc[0, "split"] = "test"
+    with pytest.raises(BadImages, match="shows the picture of .*0.png .row 0., which is in test"):
+        from_dataframe(splits, split_column="split", **options)
+    with pytest.warns(UserWarning, match="2 of 48 rows were skipped"):
+        kept = from_dataframe(splits, split_column="split", on_error="skip", **options)
+    assert [len(i) for i in kept.splits.values()] == [27, 6, 13]
 
 
 @settings(max_examples=200, deadline=None)

@@ -143,6 +143,19 @@ def test_resuming_reads_only_what_is_missing(place, capsys, monkeypatch):
     assert code == 2 and "again.csv exists already" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(place, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    code, err = run(capsys, *ASKED, "--out", f"shown-{terminal}.csv")
+    assert code == 1 and "3 of 300 files could not be read" in err
+    if not terminal:
+        assert "\r" not in err and "of 300 files could" in err and "#" not in err
+        return
+    shown = [(12, 128), (25, 256), (30, 300)]
+    text = "".join(f"\r[{'#' * n:<30}] {done} of 300 files" for n, done in shown)
+    assert f"{text}\nasymcl-predict: 3 of 300" in err
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
 @pytest.mark.parametrize("out", [["--out", "names.csv"], []])
 def test_a_file_name_that_is_not_utf_8_leaves_a_csv_that_can_be_read(place, out):
