@@ -6,21 +6,19 @@ Docs: https://asymcl.github.io/asymcl/api/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['per_class_recall', 'unweighted_accuracy', 'weighted_accuracy', 'roc_auc', 'average_precision', 'calibration_error',
-           'knn_unweighted_accuracy', 'rarest_class', 'evaluate_predictions', 'UnweightedAccuracy', 'WeightedAccuracy',
-           'ClassRecall', 'RocAuc', 'AveragePrecision', 'CalibrationError', 'KnnAccuracy', 'mean_interval']
+           'knn_unweighted_accuracy', 'rarest_class', 'evaluate_predictions', 'mean_interval']
 
 # %% ../nbs/api/metrics.ipynb #33e9bb2c
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.metrics import AccumMetric
 from scipy.stats import t as student_t
 from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score
 
 from .losses import unit_rows
 
 # %% ../nbs/api/metrics.ipynb #c1caafd5
-def _array(values, name):
+def as_array(values, name):
     "`values` (array, sequence or tensor of any device) as a non-empty numpy array."
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
@@ -31,9 +29,9 @@ def _array(values, name):
     return array
 
 # %% ../nbs/api/metrics.ipynb #21f9597c
-def _labels(values, name, n_classes=None):
+def as_labels(values, name, n_classes=None):
     "`values` as an array (n,) of class indices; `n_classes` is checked where it is known."
-    labels = _array(values, name)
+    labels = as_array(values, name)
     if labels.ndim != 1:
         raise ValueError(f"{name} must have shape (n,), got {labels.shape}")
     if labels.dtype.kind not in "iu":
@@ -49,8 +47,8 @@ def _labels(values, name, n_classes=None):
 def _label_pair(predictions, targets, n_classes=None):
     "Both as label arrays of one length."
     predictions, targets = (
-        _labels(predictions, "predictions", n_classes),
-        _labels(targets, "targets", n_classes),
+        as_labels(predictions, "predictions", n_classes),
+        as_labels(targets, "targets", n_classes),
     )
     if len(predictions) != len(targets):
         raise ValueError(
@@ -61,7 +59,7 @@ def _label_pair(predictions, targets, n_classes=None):
 # %% ../nbs/api/metrics.ipynb #05bce003
 def _probabilities(probabilities, targets):
     "Probabilities as an array (n, classes) and targets as labels (n,)."
-    p, hint = _array(probabilities, "probabilities"), "(logits need a softmax first)"
+    p, hint = as_array(probabilities, "probabilities"), "(logits need a softmax first)"
     if p.ndim not in (1, 2) or p.ndim == 2 and p.shape[1] < 2:
         raise ValueError(
             f"probabilities must have shape (n,) or (n, classes) with classes >= 2, got {p.shape}"
@@ -75,7 +73,7 @@ def _probabilities(probabilities, targets):
     worst = p.sum(1)[np.abs(p.sum(1) - 1).argmax()]
     if abs(worst - 1) > 0.01:
         raise ValueError(f"rows of probabilities must sum to 1, got a sum of {worst:g} {hint}")
-    targets = _labels(targets, "targets", p.shape[1])
+    targets = as_labels(targets, "targets", p.shape[1])
     if len(p) != len(targets):
         raise ValueError(
             f"probabilities and targets must have one length, got {len(p)} and {len(targets)}"
@@ -112,7 +110,7 @@ def unweighted_accuracy(
 # %% ../nbs/api/metrics.ipynb #706745ca
 def _proportions(proportions, n_classes=None, name="proportions"):
     "Class proportions as an array (classes,) that sums to 1; counts will do."
-    weights = _array(proportions, name).astype(float)
+    weights = as_array(proportions, name).astype(float)
     if (
         weights.ndim != 1
         or not np.isfinite(weights).all()
@@ -220,7 +218,7 @@ def knn_unweighted_accuracy(
     Raises ValueError for shapes that disagree, embeddings that are not finite, or a `k` outside 1..n-1."""
     z, labels = (
         torch.as_tensor(embeddings).detach(),
-        np.unique(_labels(targets, "targets"), return_inverse=True)[1],
+        np.unique(as_labels(targets, "targets"), return_inverse=True)[1],
     )
     if z.ndim not in (2, 3) or 0 in z.shape or len(z) != len(labels):
         raise ValueError(
@@ -275,86 +273,6 @@ def evaluate_predictions(
         **{f"recall_{name}": float(r) for name, r in zip(classes, recall, strict=True)},
     )
 
-# %% ../nbs/api/metrics.ipynb #4927f4ce
-def UnweightedAccuracy():
-    "Unweighted accuracy as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(unweighted_accuracy, dim_argmax=-1, name="unweighted_accuracy")
-
-# %% ../nbs/api/metrics.ipynb #0f6d185b
-def WeightedAccuracy(
-    proportions=None,  # class proportions or counts, (classes,); None: those of the validation set
-):
-    "Weighted accuracy as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(
-        weighted_accuracy, dim_argmax=-1, name="weighted_accuracy", proportions=proportions
-    )
-
-# %% ../nbs/api/metrics.ipynb #acb71925
-def _recall_of(predictions, targets, label, n_classes):
-    return per_class_recall(predictions, targets, n_classes)[label]
-
-# %% ../nbs/api/metrics.ipynb #5a022727
-def ClassRecall(
-    label,  # index of the class, 0..classes-1
-    classes,  # names of all classes
-):
-    "Recall of one class as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(
-        _recall_of,
-        dim_argmax=-1,
-        name=f"recall_{classes[label]}",
-        label=label,
-        n_classes=len(classes),
-    )
-
-# %% ../nbs/api/metrics.ipynb #dbb81666
-def _of_logits(logits, targets, metric, **kwargs):
-    return metric(logits.double().softmax(-1), targets, **kwargs)
-
-# %% ../nbs/api/metrics.ipynb #5957e3d7
-def RocAuc():
-    "ROC AUC as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(_of_logits, flatten=False, name="roc_auc", metric=roc_auc)
-
-# %% ../nbs/api/metrics.ipynb #b71cf82a
-def AveragePrecision(
-    rare_class,  # index of the class to be found, 0..classes-1
-):
-    "Average precision as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(
-        _of_logits,
-        flatten=False,
-        name="average_precision",
-        metric=average_precision,
-        rare_class=rare_class,
-    )
-
-# %% ../nbs/api/metrics.ipynb #5661ae0a
-def CalibrationError(
-    bins=15,  # number of equally wide bins of confidence, >= 1
-):
-    "Expected calibration error as a fastai metric for a model that outputs logits (n, classes)."
-    return AccumMetric(
-        _of_logits, flatten=False, name="calibration_error", metric=calibration_error, bins=bins
-    )
-
-# %% ../nbs/api/metrics.ipynb #eee91569
-def _knn_within(embeddings, targets, k):
-    "`knn_unweighted_accuracy` with no more neighbours than let the rarest class have the majority; NaN for one image"
-    if len(targets) < 2:
-        return float("nan")
-    rarest = int(targets.unique(return_counts=True)[1].min())
-    return knn_unweighted_accuracy(
-        embeddings, targets, max(1, min(k, 2 * rarest - 3, len(targets) - 1))
-    )
-
-# %% ../nbs/api/metrics.ipynb #78d7446e
-def KnnAccuracy(
-    k=10,  # neighbours that vote, >= 1; fewer where the rarest class of the validation set could not win the vote
-):
-    "`knn_unweighted_accuracy` as a fastai metric for a model that outputs embeddings (n, d) or (n, views, d)."
-    return AccumMetric(_knn_within, flatten=False, name="knn_unweighted_accuracy", k=k)
-
 # %% ../nbs/api/metrics.ipynb #e1935709
 def mean_interval(
     values,  # one number per seed, (n,), n >= 1
@@ -363,7 +281,7 @@ def mean_interval(
     """Mean of `values` and its Student-t confidence interval.
 
     Raises ValueError for empty input, more than one dimension, or a `level` outside (0, 1)."""
-    values = _array(values, "values").astype(float)
+    values = as_array(values, "values").astype(float)
     if values.ndim != 1:
         raise ValueError(f"values must have shape (n,), got {values.shape}")
     if not 0 < level < 1:

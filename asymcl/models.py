@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/models.html.md"""
 
 # %% auto #0
 __all__ = ['small_encoder', 'resnet_encoder', 'build_encoder', 'encoder_width', 'encode', 'encode_all', 'UnitLength',
-           'projection_head', 'classification_head']
+           'projection_head', 'classification_head', 'NormalizedLinear']
 
 # %% ../nbs/api/models.ipynb #7b320139
 from contextlib import nullcontext
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import get_model, get_model_weights
+
+from .core.checks import check_positive
 
 # %% ../nbs/api/models.ipynb #20cc75fe
 def _block(width_in, width_out, stride):
@@ -201,3 +203,22 @@ def classification_head(
     if classes < 2:
         raise ValueError(f"classes must be at least 2, got {classes}")
     return nn.Linear(width, classes)
+
+# %% ../nbs/api/models.ipynb #ced069f6
+class NormalizedLinear(nn.Module):
+    "Cosines between features and class weights times `scale`: the head of LDAM (Cao et al. 2019); ValueError for values out of range"
+
+    def __init__(
+        self,
+        width,  # number of features
+        classes,  # number of classes, >= 2
+        scale=30.0,  # s > 0, as in the loss
+    ):
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"classes must be at least 2, got {classes}")
+        check_positive("scale", scale)
+        self.weight, self.scale = nn.Parameter(torch.randn(classes, width)), scale
+
+    def forward(self, features):
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T

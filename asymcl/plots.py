@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
-from .metrics import _array, _labels, mean_interval
+from .metrics import as_array, as_labels, mean_interval
 
 # %% ../nbs/api/plots.ipynb #5caa35db
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -27,11 +27,11 @@ _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
 
-def _colour(i):
+def series_colour(i):
     return PALETTE[i % len(PALETTE)]
 
 
-def _marker(i):
+def series_marker(i):
     return _MARKERS[i % len(_MARKERS)]
 
 # %% ../nbs/api/plots.ipynb #90e1f6a5
@@ -44,10 +44,10 @@ def _axes(ax, figsize):
     )
 
 # %% ../nbs/api/plots.ipynb #43f401cc
-_COLUMN = 7.2  # inches
+COLUMN_WIDTH = 7.2  # inches
 
 
-def _panels(n, size, columns):
+def make_panels(n, size, columns):
     "A figure of `n` panels of `size` inches in rows of at most `columns`, and the list of its axes."
     columns = min(n, columns)
     rows = -(-n // columns)
@@ -73,7 +73,7 @@ def _count_table(counts, classes):
     "`counts` as arrays (classes,), checked."
     if "train" not in counts:
         raise ValueError(f"counts must have a split 'train', got {list(counts)}")
-    table = {split: _array(c, f"counts[{split!r}]") for split, c in counts.items()}
+    table = {split: as_array(c, f"counts[{split!r}]") for split, c in counts.items()}
     for split, c in table.items():
         if c.shape != (len(classes),) or c.min() < 0:
             raise ValueError(
@@ -106,7 +106,7 @@ def plot_class_counts(
             c,
             width,
             label=split,
-            color=_colour(i),
+            color=series_colour(i),
             hatch=_HATCHES[i % len(_HATCHES)],
             edgecolor="white",
         )
@@ -143,14 +143,14 @@ def plot_curves(
     ax = _axes(ax, (6.5, 3.2))
     for i, (method, runs) in enumerate(table.items()):
         epochs = np.arange(1, runs.shape[1] + 1)
-        ax.plot(epochs, runs.T, color=_colour(i), linewidth=0.7, alpha=0.5)
+        ax.plot(epochs, runs.T, color=series_colour(i), linewidth=0.7, alpha=0.5)
         ax.plot(
             epochs,
             runs.mean(0),
-            color=_colour(i),
+            color=series_colour(i),
             linewidth=2,
             linestyle=_LINES[i % len(_LINES)],
-            marker=_marker(i),
+            marker=series_marker(i),
             markersize=5,
             markevery=max(1, len(epochs) // 8),
             label=f"{method} ({len(runs)})",
@@ -163,7 +163,7 @@ def plot_curves(
 # %% ../nbs/api/plots.ipynb #415ac556
 def _flat_map(embeddings):
     "Coordinates (n, 2) on the first two principal components and their shares of the variance in per cent."
-    z = _array(embeddings, "embeddings")
+    z = as_array(embeddings, "embeddings")
     if z.ndim != 2 or min(z.shape) < 2 or not np.isfinite(z).all():
         raise ValueError(
             f"embeddings must be finite, of shape (n, d) with n and d >= 2, got shape {z.shape}"
@@ -184,7 +184,11 @@ def _scatter(ax, xy, labels, classes):
     for c in order:
         style = top if c == order[-1] else plain
         ax.scatter(
-            *xy[labels == c].T, facecolors=_colour(c), marker=_marker(c), label=classes[c], **style
+            *xy[labels == c].T,
+            facecolors=series_colour(c),
+            marker=series_marker(c),
+            label=classes[c],
+            **style,
         )
 
 # %% ../nbs/api/plots.ipynb #e5508ff5
@@ -198,7 +202,7 @@ def plot_embeddings(
     """Embeddings on their first two principal components, the rare class on top.
 
     Raises ValueError for shapes that disagree, labels outside the classes, or embeddings that are not finite."""
-    (xy, share), labels = _flat_map(embeddings), _labels(labels, "labels", len(classes))
+    (xy, share), labels = _flat_map(embeddings), as_labels(labels, "labels", len(classes))
     if len(xy) != len(labels):
         raise ValueError(
             f"embeddings and labels must have one length, got {len(xy)} and {len(labels)}"
@@ -222,7 +226,7 @@ def plot_embedding_maps(
 
     Raises ValueError for empty maps and as `plot_embeddings` does."""
     _not_empty(maps, "maps")
-    fig, axes = _panels(len(maps), (3.4, 3.2), columns=3)
+    fig, axes = make_panels(len(maps), (3.4, 3.2), columns=3)
     shown = {}
     for ax, (method, (embeddings, labels)) in zip(axes, maps.items(), strict=True):
         plot_embeddings(embeddings, labels, classes, method, ax=ax)
@@ -244,7 +248,7 @@ def plot_embedding_maps(
 # %% ../nbs/api/plots.ipynb #74d97c6d
 def _row_shares(counts, method, n_classes):
     "Confusion counts as an array and the share of each row in per cent; NaN for an empty row."
-    counts = _array(counts, f"confusion[{method!r}]")
+    counts = as_array(counts, f"confusion[{method!r}]")
     shape = (n_classes, n_classes)
     if counts.shape != shape or not np.isfinite(counts).all() or counts.min() < 0:
         raise ValueError(
@@ -286,7 +290,7 @@ def plot_confusion(
     table = {method: _row_shares(counts, method, n) for method, counts in confusion.items()}
     names = 0.11 * n * max(map(len, classes)) + 1.2  # inches, names side by side
     side = 0.55 * n + 0.9 if many else min(max(2.6, names), 4.5)
-    fig, axes = _panels(len(table), (side, side), columns=max(1, int(8 // side)))
+    fig, axes = make_panels(len(table), (side, side), columns=max(1, int(8 // side)))
     for ax, (method, (counts, shares)) in zip(axes, table.items(), strict=True):
         image = ax.imshow(shares, vmin=0, vmax=100, cmap="Blues")
         _write_cells(ax, image, counts, shares, fontsize=7 if many else 9)
@@ -352,7 +356,7 @@ def _draw_row(ax, row, values, bounds):
         marker="o",
         markersize=5,
         markerfacecolor="none",
-        color=_colour(row),
+        color=series_colour(row),
     )
     if len(values) == 1:
         return False
@@ -361,7 +365,7 @@ def _draw_row(ax, row, values, bounds):
         mean,
         row,
         xerr=[[mean - low], [high - mean]],
-        color=_colour(row),
+        color=series_colour(row),
         marker="D",
         markersize=6,
         capsize=4,
@@ -386,7 +390,7 @@ _LABELS = dict(
 )
 
 # %% ../nbs/api/plots.ipynb #e213590b
-def _few_ticks(ax, axis):
+def limit_ticks(ax, axis):
     "At most four ticks, with grid lines, on the axis of numbers, and the smaller print that narrow panels need"
     axis.set_major_locator(MaxNLocator(3))
     axis.grid(alpha=0.3)
@@ -405,15 +409,15 @@ def plot_comparison(
     Raises ValueError for no records or metrics, a key that a record lacks, or a method and seed that occur twice."""
     _not_empty(metrics, "metrics")
     values, names = _values_by_method(records, metrics), _LABELS | (labels or {})
-    width, cut = min(3.6, _COLUMN / min(3, len(metrics))), False
-    fig, axes = _panels(len(metrics), (width, 0.5 * len(values) + 1.2), columns=3)
+    width, cut = min(3.6, COLUMN_WIDTH / min(3, len(metrics))), False
+    fig, axes = make_panels(len(metrics), (width, 0.5 * len(values) + 1.2), columns=3)
     for p, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         label = names.get(metric, metric)
         for row, of_method in enumerate(values.values()):
             cut |= _draw_row(ax, row, of_method[p], _bounds(label))
         ax.set_yticks(range(len(values)), values if p % 3 == 0 else [""] * len(values))
         ax.set(ylim=(len(values) - 0.4, -0.7), xlabel=label)
-        _few_ticks(ax, ax.xaxis)
+        limit_ticks(ax, ax.xaxis)
     note = _interval_note([v.shape[1] for v in values.values()], cut)
     fig.suptitle(fill(note, int(14 * fig.get_figwidth())), fontsize=9)
     return fig
@@ -448,7 +452,9 @@ def plot_grid(
     Raises ValueError for no records and for a key that a record lacks."""
     _not_empty(metrics, "metrics")
     columns, rows, _ = _means(records, metrics[0], x, y)
-    fig, axes = _panels(len(metrics), (0.45 * len(columns) + 1.6, 0.4 * len(rows) + 1.2), columns=2)
+    fig, axes = make_panels(
+        len(metrics), (0.45 * len(columns) + 1.6, 0.4 * len(rows) + 1.2), columns=2
+    )
     for ax, metric in zip(axes, metrics, strict=True):
         means = 100 * _means(records, metric, x, y)[2]
         image = ax.imshow(means, cmap="cividis", aspect="auto", origin="lower")
@@ -495,7 +501,9 @@ def plot_over(
     tables = {
         m: [_means(own, metric, x, "method") for metric in metrics] for m, own in by_method.items()
     }
-    fig, axes = _panels(len(metrics), (min(3.4, _COLUMN / min(3, len(metrics))), 3.2), columns=3)
+    fig, axes = make_panels(
+        len(metrics), (min(3.4, COLUMN_WIDTH / min(3, len(metrics))), 3.2), columns=3
+    )
     for p, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         ax.set_ylabel(_LABELS.get(metric, metric))
         for i, (method, panels) in enumerate(tables.items()):
@@ -506,13 +514,13 @@ def plot_over(
                 (i - (len(tables) - 1) / 2) * 0.06,
                 scores,
                 means,
-                color=_colour(i),
-                marker=_marker(i),
+                color=series_colour(i),
+                marker=series_marker(i),
                 linestyle=_LINES[i % len(_LINES)],
                 label=method,
             )
         ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
-        _few_ticks(ax, ax.yaxis)
+        limit_ticks(ax, ax.yaxis)
     fig.supxlabel(xlabel, fontsize=9)
     fig.legend(
         *axes[0].get_legend_handles_labels(),

@@ -24,9 +24,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import Compose, PILToTensor, Resize
 
-from asymcl.image_files import ImageFile, load_images
-from asymcl.own_images import image_folder
-from asymcl.synthetic import synthetic_lesions
+from asymcl.data.own_images import image_folder
+from asymcl.data.synthetic import synthetic_lesions
+from asymcl.images.files import ImageFile, load_images
 from asymcl.views import lesion_views
 
 SIZE, BATCH = 64, 128

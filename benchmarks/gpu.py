@@ -24,7 +24,7 @@ from record import add_options, record, save, write
 from training import BATCH, make_data, make_encoder, quiet, stage1
 
 from asymcl.losses import AFCL
-from asymcl.two_stage import TwoStageLearner
+from asymcl.train.two_stage import TwoStageLearner
 
 SIZES = [256, 1024, 4096, 16384, 65536]
 BLOCKS = [64, 1024, 8192]

@@ -25,12 +25,12 @@ import torch  # noqa: E402
 from fastai.torch_core import set_seed  # noqa: E402
 from record import add_options, record, save  # noqa: E402
 
-from asymcl import checkpoint  # noqa: E402
-from asymcl.checkpoint import read_state  # noqa: E402
-from asymcl.datasets import fashion_mnist  # noqa: E402
+from asymcl.core.files import read_state  # noqa: E402
+from asymcl.data.datasets import fashion_mnist  # noqa: E402
 from asymcl.losses import ACL  # noqa: E402
 from asymcl.models import small_encoder  # noqa: E402
-from asymcl.two_stage import TwoStageLearner  # noqa: E402
+from asymcl.train import checkpoint  # noqa: E402
+from asymcl.train.two_stage import TwoStageLearner  # noqa: E402
 
 EPOCHS = {"stage_1": 4, "stage_2": 6}
 

@@ -18,7 +18,7 @@ from record import add_options, record, save
 from torch import nn
 from torchvision.models import resnet18
 
-from asymcl.datasets import fashion_mnist
+from asymcl.data.datasets import fashion_mnist
 from asymcl.views import random_views
 
 AIM = 20  # images delivered for each image trained on

@@ -18,10 +18,10 @@ from fastai.callback.core import Callback  # noqa: E402
 from fastai.torch_core import set_seed  # noqa: E402
 from record import add_options, record, save  # noqa: E402
 
-from asymcl.datasets import fashion_mnist  # noqa: E402
+from asymcl.data.datasets import fashion_mnist  # noqa: E402
 from asymcl.losses import AFCL  # noqa: E402
 from asymcl.models import small_encoder  # noqa: E402
-from asymcl.two_stage import TwoStageLearner  # noqa: E402
+from asymcl.train.two_stage import TwoStageLearner  # noqa: E402
 
 
 def state():

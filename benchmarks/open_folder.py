@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from record import add_options, record, save
 
-from asymcl.own_images import image_folder
+from asymcl.data.own_images import image_folder
 
 
 def draw(folder, images):

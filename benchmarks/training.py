@@ -47,10 +47,10 @@ from record import add_options, record, save
 from torch import nn
 from torchvision import transforms
 
-from asymcl.datasets import ImageData, fashion_mnist
-from asymcl.experiment import Settings, batch_size_of, contrastive_loss, run_method
+from asymcl.compare.experiment import Settings, batch_size_of, contrastive_loss, run_method
+from asymcl.data.datasets import ImageData, fashion_mnist
 from asymcl.losses import AFCL
-from asymcl.metrics import RocAuc, UnweightedAccuracy, evaluate_predictions
+from asymcl.metrics import evaluate_predictions
 from asymcl.models import (
     classification_head,
     encoder_width,
@@ -58,7 +58,8 @@ from asymcl.models import (
     resnet_encoder,
     small_encoder,
 )
-from asymcl.two_stage import TwoStageLearner
+from asymcl.train.metrics import RocAuc, UnweightedAccuracy
+from asymcl.train.two_stage import TwoStageLearner
 from asymcl.views import random_views
 
 BATCH = 128

@@ -18,6 +18,12 @@ LOADED = ["fastai.vision.all", "matplotlib.pyplot", "nbdev.test", "scipy.stats",
 CELLS = {}  # code to run in place of a cell, by its id
 
 
+def module_of(path):
+    "Module that a notebook is exported to, None for one that exports nothing"
+    match = re.search(r"#\| *default_exp ([\w.]+)", path.read_text())
+    return match and ROOT.joinpath("asymcl", *match[1].split(".")).with_suffix(".py")
+
+
 def compiled_cells(module, tree=None):
     "Code of each exported cell, by its id, from a module of asymcl or from a changed syntax tree of it"
     text = module.read_text()
@@ -28,8 +34,8 @@ def compiled_cells(module, tree=None):
     for node in (tree or ast.parse(text)).body:
         above = [name for i, name in marks if i < node.lineno]
         if isinstance(node, ast.ImportFrom) and node.level:  # the cell imports from asymcl
-            node.level = 0
-            node.module = f"asymcl.{node.module}" if node.module else "asymcl"
+            package = module.relative_to(ROOT).parts[: -node.level]
+            node.level, node.module = 0, ".".join([*package, *filter(None, [node.module])])
         if above:
             nodes.setdefault(above[-1], []).append(node)
     return {
@@ -72,9 +78,8 @@ def work(path, flags, log):
     multiprocessing.set_start_method(None, force=True)
     from nbdev.test import test_nb
 
-    module = ROOT / "asymcl" / f"{path.stem}.py"
-    if os.environ.get("COVERAGE_RUN") and path.parent == ROOT / "nbs" / "api":
-        replace_cells(compiled_cells(module))
+    if os.environ.get("COVERAGE_RUN") and module_of(path):
+        replace_cells(compiled_cells(module_of(path)))
     passed, _ = test_nb(path, ["notest", "slow"], flags, basepath=ROOT, cell_timeout=LIMIT)
     sys.stdout.flush()
     sys.exit(not passed)

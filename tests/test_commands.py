@@ -145,7 +145,7 @@ def test_help_explains_every_option(name, least, tmp_path):
 
 @pytest.mark.slow
 def test_a_bad_option_exits_2_with_one_line(tmp_path):
-    "All of them are tried in nbs/api/cli.ipynb, without a process for each"
+    "All of them are tried in nbs/api/cli/compare.ipynb, without a process for each"
     done = run("--proportions", "90:0", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("asymcl-compare: error: ") and done.stderr.count("\n") == 1
@@ -155,10 +155,10 @@ def test_a_bad_option_exits_2_with_one_line(tmp_path):
 
 MODEL = """
 from PIL import Image
-from asymcl.datasets import fashion_mnist
+from asymcl.data.datasets import fashion_mnist
 from asymcl.losses import CL
 from asymcl.models import small_encoder
-from asymcl.two_stage import TwoStageLearner
+from asymcl.train.two_stage import TwoStageLearner
 from pathlib import Path
 
 data = fashion_mnist(train_total=200)

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, one_hot
 
-from asymcl.baselines import KCL
 from asymcl.distributed import (
     DistributedLoss,
     DistributedMean,
@@ -23,6 +22,7 @@ from asymcl.distributed import (
     leave_ranks,
 )
 from asymcl.losses import ACL, AFCL, CL, FCL
+from asymcl.train.baselines import KCL
 
 ENVIRONMENT = {
     k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -240,11 +240,11 @@ TRAINING = """
     from fastai.optimizer import SGD
     from fastai.torch_core import default_device, num_distrib, rank_distrib, set_seed
     from torch import nn
-    from asymcl.datasets import SharedLoader, TensorLoader
-    from asymcl.imbalance import BalancedSampler
+    from asymcl.data.datasets import SharedLoader, TensorLoader
+    from asymcl.data.imbalance import BalancedSampler
     from asymcl.distributed import DistributedLoss, gather_rows, leave_ranks
     from asymcl.losses import AFCL
-    from asymcl.two_stage import GradientCache, TwoStageLearner, across_ranks
+    from asymcl.train.two_stage import GradientCache, TwoStageLearner, across_ranks
 
     default_device(False)
     def loaders():
@@ -393,7 +393,7 @@ QUICK = [
 @pytest.mark.ranks
 def test_command_on_two_ranks_writes_the_usual_report_once(tmp_path):
     done = torchrun(
-        2, "-m", "asymcl.cli", *QUICK, "--methods", "CE,AFCL", "--name", "two", cwd=tmp_path
+        2, "-m", "asymcl.cli.compare", *QUICK, "--methods", "CE,AFCL", "--name", "two", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1 and done.stdout.count("\nmethod ") == 1
@@ -417,7 +417,7 @@ def test_command_on_two_ranks_writes_the_usual_report_once(tmp_path):
 FAILING = """
     import sys
     from fastai.torch_core import rank_distrib
-    import asymcl.cli as cli
+    import asymcl.cli.compare as cli
     real = cli.compare
     def compare(*arguments):
         runs = real(*arguments)
@@ -448,9 +448,9 @@ def test_command_that_loses_a_rank_reports_the_runs_that_were_done(tmp_path):
 
 
 def test_only_the_first_process_speaks_of_a_bad_option(monkeypatch, capsys):
-    from asymcl.cli import (
-        compare_command,
-    )  # here, for ranks import this file and have no use for it
+    from asymcl.cli.compare import (
+        compare_command,  # here, for ranks import this file and have no use for it
+    )
 
     messages = []
     for rank in "01":

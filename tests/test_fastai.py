@@ -5,6 +5,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from fastai.basics import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
@@ -16,7 +17,6 @@ from fastai.callback.tracker import (
     TerminateOnNaNCallback,
 )
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.basics import Callback
 from fastai.data.core import DataLoaders
 from fastai.interpret import ClassificationInterpretation
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
@@ -24,17 +24,17 @@ from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 from torch import nn
 
-from asymcl.baselines import (
+from asymcl.data.datasets import ImageData
+from asymcl.losses import AFCL, CL
+from asymcl.train.baselines import (
     BCL,
     DeferredReweighting,
     LDAMLoss,
     LearnPrototypes,
     LogitAdjustedCrossEntropy,
 )
-from asymcl.datasets import ImageData
-from asymcl.guards import NonFiniteError, StopNonFinite
-from asymcl.losses import AFCL, CL
-from asymcl.two_stage import Precision, TwoStageLearner, fused_adam
+from asymcl.train.guards import NonFiniteError, StopNonFinite
+from asymcl.train.two_stage import Precision, TwoStageLearner, fused_adam
 from asymcl.wrappers import ForPML, FromPML, QueueLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -507,7 +507,7 @@ def test_errors_of_a_split(split):
     "given, images", [(dict(nrows=2, ncols=4), 8), (dict(unique=True), 1), (dict(max_n=3), 3)]
 )
 def test_show_batch_takes_what_fastai_takes(given, images):
-    with patch("asymcl.datasets.show_images") as shown:
+    with patch("asymcl.data.datasets.show_images") as shown:
         small_data().dls(16).show_batch(**given)
     assert len(shown.call_args.args[0]) == images
     assert shown.call_args.kwargs["nrows"] == given.get("nrows", 1)

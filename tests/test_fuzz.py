@@ -28,12 +28,25 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from asymcl import cli, experiment, imbalance, metrics, predict, statistics, tune
-from asymcl.datasets import fashion_mnist, read_idx
+from asymcl import metrics
+from asymcl.cli import compare as cli
+from asymcl.cli import predict
+from asymcl.compare import experiment, statistics, tune
+from asymcl.compare.report import read_records
+from asymcl.core.files import read_state, write_state
+from asymcl.data import imbalance
+from asymcl.data.datasets import fashion_mnist, read_idx
+from asymcl.data.own_images import (
+    from_arrays,
+    from_csv,
+    from_dataframe,
+    from_npz,
+    image_folder,
+    read_table,
+)
 from asymcl.fused import fused_losses, reduce_losses
-from asymcl.checkpoint import read_state, write_state
-from asymcl.image_files import ImageFile, decode, load_images, read_file, zip_members
-from asymcl.inference import (
+from asymcl.images.files import ImageFile, decode, load_images, read_file, zip_members
+from asymcl.infer.model import (
     Gallery,
     TrainedModel,
     fit_temperature,
@@ -50,15 +63,6 @@ from asymcl.losses import (
     asymmetric_focal_contrastive_loss,
     unit_rows,
 )
-from asymcl.own_images import (
-    from_arrays,
-    from_csv,
-    from_dataframe,
-    from_npz,
-    image_folder,
-    read_table,
-)
-from asymcl.report import read_records
 
 pytestmark = pytest.mark.fuzz
 EXAMPLES, COUNTS = int(os.environ.get("ASYMCL_FUZZ", 0)), Counter()

@@ -16,10 +16,10 @@ from fastai.callback.core import Callback
 from fastai.torch_core import default_device, defaults, set_seed
 from torch import nn
 
-from asymcl.datasets import ImageData, fashion_mnist
+from asymcl.data.datasets import ImageData, fashion_mnist
 from asymcl.losses import ACL, AFCL, CL, FCL
 from asymcl.models import small_encoder
-from asymcl.two_stage import TwoStageLearner
+from asymcl.train.two_stage import TwoStageLearner
 
 DEVICE = torch.device(os.environ.get("ASYMCL_TEST_DEVICE", "cuda"))
 CUDA = DEVICE.type == "cuda"
@@ -233,7 +233,7 @@ def test_gpus_together_give_the_loss_of_one(every, tmp_path):
 def little_memory(monkeypatch):
     "Allows this process 256 MiB of the GPU beyond what it holds; the number of these bytes"
     allowed = 2**28
-    monkeypatch.setattr("asymcl.datasets.free_memory", lambda device: allowed)
+    monkeypatch.setattr("asymcl.data.datasets.free_memory", lambda device: allowed)
     if not CUDA:
         yield allowed
         return

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from asymcl.image_files import ImageFile, load_images
-from asymcl.imbalance import BalancedSampler, class_counts, split_groups
-from asymcl.own_images import BadImages, from_arrays, from_dataframe, image_folder
+from asymcl.data.imbalance import BalancedSampler, class_counts, split_groups
+from asymcl.data.own_images import BadImages, from_arrays, from_dataframe, image_folder
+from asymcl.images.files import ImageFile, load_images
 
 LOAD = """
 import sys
 from pathlib import Path
-from asymcl.image_files import ImageFile, load_images
+from asymcl.images.files import ImageFile, load_images
 files = [ImageFile(str(p)) for p in sorted(Path(sys.argv[1]).rglob("*.png"))]
 print("ready", flush=True)
 loaded = load_images(files, 48, cache=sys.argv[2], workers=int(sys.argv[3]))

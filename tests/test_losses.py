@@ -8,9 +8,9 @@ from fastai.layers import NoneReduce
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asymcl.baselines import BCL, KCL
 from asymcl.losses import ACL, AFCL, CL, FCL
 from asymcl.losses import asymmetric_focal_contrastive_loss as loss
+from asymcl.train.baselines import BCL, KCL
 
 batches = st.fixed_dictionaries(
     dict(

@@ -7,10 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from notebooks import ROOT, compiled_cells, has_slow_cells, run_notebook
+from notebooks import ROOT, compiled_cells, has_slow_cells, module_of, run_notebook
 
 NOTEBOOKS = sorted(
     p.relative_to(ROOT).as_posix()
@@ -98,7 +97,6 @@ def test_a_notebook_runs_in_its_folder_with_the_package_of_this_checkout(tmp_pat
 
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.startswith("nbs/api/")])
 def test_lines_of_a_module_stand_for_the_exported_cells(path):
-    module = (ROOT / "asymcl" / Path(path).name).with_suffix(".py")
     cells = json.loads((ROOT / path).read_text())["cells"]
     exported = {c["id"] for c in cells if re.match(r"#\| *exporti?\b", "".join(c["source"]))}
-    assert exported and exported == compiled_cells(module).keys()
+    assert exported and exported == compiled_cells(module_of(ROOT / path)).keys()

@@ -1,5 +1,6 @@
 """What a stranger gets: the wheel's metadata and contents, an import that stays light."""
 
+import ast
 import configparser
 import email
 import subprocess
@@ -144,43 +145,28 @@ def test_losses_import_neither_fastai_nor_torchvision():
     assert done.stdout.strip() == "[]"
 
 
-def test_lower_parts_never_import_higher_ones():
-    order = [
-        "fused",
-        "losses",
-        "wrappers",
-        "distributed",
-        "imbalance",
-        "metrics",
-        "plots",
-        "statistics",
-        "models",
-        "views",
-        "datasets",
-        "image_files",
-        "own_images",
-        "synthetic",
-        "isic",
-        "download",
-        "baselines",
-        "checkpoint",
-        "guards",
-        "inference",
-        "two_stage",
-        "experiment",
-        "report",
-        "tune",
-        "cli",
-        "predict",
-    ]
-    assert sorted(order) == sorted(
-        p.stem for p in (ROOT / "asymcl").glob("*.py") if not p.stem.startswith("_")
+def test_rooms_import_only_what_stands_below_them():
+    "The contracts stand in pyproject.toml"
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True
     )
-    for rank, name in enumerate(order):
-        text = (ROOT / f"asymcl/{name}.py").read_text()
-        above = [
-            o
-            for o in order[rank + 1 :]
-            if f"asymcl.{o} import" in text or f"from .{o} import" in text
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_module_imports_a_private_name_of_another():
+    for path in (ROOT / "asymcl").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        imported = [
+            alias.name
+            for node in nodes
+            if isinstance(node, ast.ImportFrom) and (node.level or "asymcl" in (node.module or ""))
+            for alias in node.names
         ]
-        assert not above, f"{name} imports {above}"
+        private = [n for n in imported if n.startswith("_") and n != "__version__"]
+        assert not private, f"{path.relative_to(ROOT)} imports {private}"
+
+
+def test_a_trained_model_needs_no_fastai():
+    code = "import sys, asymcl.infer; print('fastai' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

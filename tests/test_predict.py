@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from asymcl.inference import TrainedModel, decide, fit_temperature
-from asymcl.predict import predict_command
+from asymcl.cli.predict import predict_command
+from asymcl.infer.model import TrainedModel, decide, fit_temperature
 
 OWN = """
 import os, time
@@ -90,7 +90,7 @@ def outputs(name):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_command_keeps_its_rows_and_resumes(place, capsys):
     assert run(capsys, *ASKED, *outputs("whole"))[0] == 1
-    command = [sys.executable, "-m", "asymcl.predict", *ASKED, *outputs("killed")]
+    command = [sys.executable, "-m", "asymcl.cli.predict", *ASKED, *outputs("killed")]
     process = subprocess.Popen(command, env=os.environ | {"HANG": "1"})
     part, features = Path("killed.csv.part"), Path("killed.npy.part")
     end = time.monotonic() + 200
@@ -166,7 +166,7 @@ def test_a_file_name_that_is_not_utf_8_leaves_a_csv_that_can_be_read(place, out)
     command = [
         sys.executable,
         "-m",
-        "asymcl.predict",
+        "asymcl.cli.predict",
         "model",
         folder,
         "--encoder",
@@ -290,7 +290,7 @@ def test_a_required_recall_never_costs_recall_and_keeps_its_confidence(positives
 def test_help_and_bad_options_do_not_wait_for_torch():
     code = """
 import sys
-from asymcl.predict import predict_command
+from asymcl.cli.predict import predict_command
 for arguments in (["--help"], ["model"], ["model", "image", "--recall", "2"]):
     try:
         predict_command(arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asymcl.checkpoint import fit_kept
+from asymcl.train.checkpoint import fit_kept
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(
@@ -67,7 +67,7 @@ def test_signals_leave_a_usable_state_and_say_so_in_one_line(figures, name, code
 
 ORPHAN = """
 import os, signal, sys, time
-from asymcl.checkpoint import fit_kept
+from asymcl.train.checkpoint import fit_kept
 
 def fit(callbacks):
     if worker := os.fork():

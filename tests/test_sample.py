@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from asymcl.datasets import read_idx
+from asymcl.data.datasets import read_idx
 
 ROOT = Path(__file__).parents[1]
 FULL = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist

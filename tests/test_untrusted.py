@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from asymcl.datasets import fashion_mnist
-from asymcl.inference import TrainedModel
+from asymcl.cli.predict import predict_command
+from asymcl.data.datasets import fashion_mnist
+from asymcl.infer.model import TrainedModel
 from asymcl.models import small_encoder
-from asymcl.predict import predict_command
 
 ROOT = Path(__file__).parent.parent
 UNPICKLERS = {"pickle", "joblib", "shelve", "marshal", "dill", "cloudpickle"}

@@ -47,7 +47,7 @@ try() {
   total=$((total + 1))
   "$@" || failed+=("$*")
 }
-for notebook in nbs/api/*.ipynb; do try jupyter execute --timeout=1200 "$notebook"; done
+for notebook in nbs/api/*.ipynb nbs/api/*/*.ipynb; do try jupyter execute --timeout=1200 "$notebook"; done
 for tests in tests/test_*.py; do
   case $tests in
     */test_site.py | */test_check_notebooks.py | */test_notebooks.py | */test_benchmarks.py) ;;

@@ -32,9 +32,9 @@ GROUPS = ["tests/test_image_files.py", "-k", "no_group or every_batch or groups_
 TESTS = {
     "losses": (["losses"], LOSSES),
     "fused": (["fused", "losses"], LOSSES),
-    "imbalance": (["imbalance"], GROUPS),
-    "statistics": (["statistics"], []),
-    "inference": (["inference"], []),
+    "data.imbalance": (["data/imbalance"], GROUPS),
+    "compare.statistics": (["compare/statistics"], []),
+    "infer.model": (["infer/model"], []),
 }
 SWAPS = {
     ast.Add: ast.Sub,
@@ -59,6 +59,11 @@ SWAPS = {
     ast.In: ast.NotIn,
     ast.NotIn: ast.In,
 }
+
+
+def source(name):
+    "File of a module below asymcl"
+    return ROOT.joinpath("asymcl", *name.split(".")).with_suffix(".py")
 
 
 def other_constant(value):
@@ -143,7 +148,7 @@ def passes(name, tree):
 
     papers, files = TESTS[name]
     sys.meta_path.insert(0, Mutated(f"asymcl.{name}", copy.deepcopy(tree)))
-    notebooks.replace_cells(notebooks.compiled_cells(ROOT / "asymcl" / f"{name}.py", tree))
+    notebooks.replace_cells(notebooks.compiled_cells(source(name), tree))
     for paper in papers:
         path = ROOT / "nbs" / "api" / f"{paper}.ipynb"
         if not test_nb(path, ["notest", "slow"], basepath=ROOT)[0]:
@@ -195,7 +200,7 @@ def main():
     import sklearn  # noqa: F401
 
     begin = time.monotonic()
-    tree = ast.parse((ROOT / "asymcl" / f"{args.module}.py").read_text())
+    tree = ast.parse(source(args.module).read_text())
     passed, usual = survives(args.module, tree)
     if not passed:
         sys.exit(f"the tests of {args.module} fail without any change")
