@@ -1,4 +1,4 @@
-"""One contrastive batch on several devices, and a batch that no single device could hold.
+"""One contrastive batch across several devices, and batches larger than the memory of one device.
 
 Docs: https://asymcl.github.io/asymcl/api/distributed.html.md"""
 

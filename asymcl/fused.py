@@ -1,4 +1,4 @@
-"""The same four losses, with value and gradient formed in one walk over blocks of anchors: memory for one block instead of for all pairs.
+"""The same four losses, with value and gradient computed in one pass over blocks of anchors: memory for one block instead of for all pairs.
 
 Docs: https://asymcl.github.io/asymcl/api/fused.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a classifier makes of its rare class, in numbers: as plain functions and as fastai metrics.
+"""Metrics for classifiers with a rare class, as plain functions.
 
 Docs: https://asymcl.github.io/asymcl/api/metrics.html.md"""
 

@@ -1,4 +1,4 @@
-"""The three parts of a two-stage model: an encoder that sees, a projection head that compares, a classification head that names.
+"""The three parts of a two-stage model: encoder, projection head and classification head.
 
 Docs: https://asymcl.github.io/asymcl/api/models.html.md"""
 

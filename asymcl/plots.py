@@ -1,4 +1,4 @@
-"""Pictures of a data set, of training and of a comparison, each from plain data.
+"""Plots of a data set, of training and of a comparison, each from plain data.
 
 Docs: https://asymcl.github.io/asymcl/api/plots.html.md"""
 

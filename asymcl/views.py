@@ -1,4 +1,4 @@
-"""Random views of whole batches on the device: every image with a crop, turn, light, colour and blur of its own.
+"""Random views of whole batches on the device: every image gets its own crop, rotation, light, colour and blur.
 
 Docs: https://asymcl.github.io/asymcl/api/views.html.md"""
 

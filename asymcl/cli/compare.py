@@ -1,4 +1,4 @@
-"""`asymcl-compare`: five methods on images with a rare class, side by side, from one line in a terminal.
+"""`asymcl-compare`: compare five methods on images with a rare class, with one command.
 
 Docs: https://asymcl.github.io/asymcl/api/cli/compare.html.md"""
 

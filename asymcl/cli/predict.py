@@ -1,4 +1,4 @@
-"""`asymcl-predict`: a saved model applied to image files, from a terminal, into a table.
+"""`asymcl-predict`: apply a saved model to image files and write a table.
 
 Docs: https://asymcl.github.io/asymcl/api/cli/predict.html.md"""
 

@@ -1,4 +1,4 @@
-"""One method, one seed, one record; then the methods side by side on the same draws of the data.
+"""Run each method with each seed on the same data, and keep one record per run.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/experiment.html.md"""
 

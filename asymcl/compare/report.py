@@ -1,4 +1,4 @@
-"""The results of a comparison as files that outlive it: a table, a CSV, a JSON with every setting, and one page with pictures.
+"""Save the results of a comparison: a table, a CSV, a JSON with every setting, and one HTML page with plots.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/report.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a handful of seeds can, and cannot, show about a difference between methods.
+"""Paired tests, intervals and corrections for comparing methods over a few seeds.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/statistics.html.md"""
 

@@ -1,4 +1,4 @@
-"""Where to start, and settings chosen on validation images by the same budget for every method, then confirmed on fresh seeds.
+"""Choose settings on validation images with the same budget for every method, and confirm them on new seeds.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/tune.html.md"""
 

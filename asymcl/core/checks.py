@@ -1,4 +1,4 @@
-"""Checks that several rooms share; their errors name the argument and the value.
+"""Argument checks that several modules share; their errors name the argument and the value.
 
 Docs: https://asymcl.github.io/asymcl/api/core/checks.html.md"""
 

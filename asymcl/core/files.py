@@ -1,4 +1,4 @@
-"""A file is written whole or not at all, and reading one never runs code from it.
+"""Files are written whole or not at all, and reading a file never runs code from it.
 
 Docs: https://asymcl.github.io/asymcl/api/core/files.html.md"""
 

@@ -1,4 +1,4 @@
-"""A process that is asked to end says what it keeps, and ends once.
+"""Turn signals that end a process into exceptions, so that it can clean up before it exits.
 
 Docs: https://asymcl.github.io/asymcl/api/core/signals.html.md"""
 

@@ -1,4 +1,4 @@
-"""Images with a rare class as tensors: read, split three ways, and batched on the device.
+"""Images with a rare class as tensors, in three splits, with batches made on the device.
 
 Docs: https://asymcl.github.io/asymcl/api/data/datasets.html.md"""
 

@@ -1,4 +1,4 @@
-"""A file fetched to its end, resumed where it broke off and verified before it is used; and with it the official files of ISIC 2018 task 3.
+"""Download a file, resume after a broken connection and verify it before use; includes the official files of ISIC 2018 task 3.
 
 Docs: https://asymcl.github.io/asymcl/api/data/download.html.md"""
 

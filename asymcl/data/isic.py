@@ -1,4 +1,4 @@
-"""Skin lesions of ISIC 2018 task 3, or HAM10000, from the files as they are published, with the photographs of a lesion kept in one split.
+"""Load the published files of ISIC 2018 task 3 or HAM10000, with all photographs of a lesion in one split.
 
 Docs: https://asymcl.github.io/asymcl/api/data/isic.html.md"""
 

@@ -1,4 +1,4 @@
-"""A folder, a table, arrays or fastai's loaders as images, classes, groups and three splits, with every problem reported before training.
+"""Load a folder, a table, arrays or fastai loaders as images with classes, groups and splits; problems are reported before training.
 
 Docs: https://asymcl.github.io/asymcl/api/data/own_images.html.md"""
 

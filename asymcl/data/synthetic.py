@@ -1,4 +1,4 @@
-"""A small folder in the layout of ISIC 2018 task 3, drawn by a program: for tests and tutorials that need no download.
+"""Draw a small folder of synthetic images in the layout of ISIC 2018 task 3, for tests and tutorials without a download.
 
 Docs: https://asymcl.github.io/asymcl/api/data/synthetic.html.md"""
 

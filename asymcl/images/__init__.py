@@ -1,4 +1,4 @@
-"""Image files become pixels: found, checked, decoded in worker processes, cached.
+"""Find, check, decode and cache image files.
 
 Docs: https://asymcl.github.io/asymcl/api/images/index.html.md"""
 

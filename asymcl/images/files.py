@@ -1,4 +1,4 @@
-"""Files become pixels once: found, read and checked before anything is trained, decoded in worker processes, kept in a memory-mapped file.
+"""Find, check and decode image files once before training, in worker processes, with a memory-mapped cache.
 
 Docs: https://asymcl.github.io/asymcl/api/images/files.html.md"""
 

@@ -1,4 +1,4 @@
-"""A trained model on its own: loaded, calibrated, exported, deciding.
+"""Load, calibrate, apply and export a trained model.
 
 Docs: https://asymcl.github.io/asymcl/api/infer/index.html.md"""
 

@@ -1,4 +1,4 @@
-"""A trained model on its own: saved in a folder, loaded bit for bit, calibrated, applied to files, and exported.
+"""A trained model for inference: save and load it, calibrate it, apply it to image files, and export it.
 
 Docs: https://asymcl.github.io/asymcl/api/infer/model.html.md"""
 

@@ -1,4 +1,4 @@
-"""Baselines for a new method for imbalanced classes: losses, contrastive rivals and heads, each by its paper's formula.
+"""Baselines for imbalanced classes: losses, contrastive methods and heads, each with the formula of its paper.
 
 Docs: https://asymcl.github.io/asymcl/api/train/baselines.html.md"""
 

@@ -1,4 +1,4 @@
-"""A training that was killed resumes after its last finished epoch, with the same bits.
+"""Resume a killed training run after its last finished epoch, with bit-identical results.
 
 Docs: https://asymcl.github.io/asymcl/api/train/checkpoint.html.md"""
 
