@@ -102,8 +102,11 @@ def test_a_killed_grid_keeps_what_was_done_and_is_resumed(tmp_path, expected, af
 
 def test_two_processes_share_a_grid_in_which_a_cell_diverges(tmp_path):
     command = [*COMMAND, "--lr", "1e30,0.003", "--methods", "CL", "--eta", "0", "--gamma", "0"]
+    (tmp_path / "runs" / "grid").mkdir(parents=True)  # another process has just made it
     both = [start(tmp_path, [*command, "--seeds", "1"]) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    assert [process.wait() for process in both] == [0, 0], [
+        process.stderr.read() for process in both
+    ]
     kept = [(path, read_record(path)[0]["status"]) for path in records(tmp_path)]
     assert sorted(status for _, status in kept) == ["diverged", "done"]
     assert len(list(tmp_path.rglob("splits-*.csv"))) == 1

@@ -305,6 +305,11 @@ def _folder_of(out, name):
     return out / name
 
 # %% ../../nbs/api/cli/compare.ipynb #4d80b09d
+def _is_new(folder):
+    "Whether a folder is missing or empty; another process may have made it a moment ago"
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def _folder(options, settings):
     "The folder of this comparison, new or to be resumed"
     shape = [f"tail-{settings.long_tail_ratio:g}"] if settings.long_tail_ratio else []
@@ -314,7 +319,7 @@ def _folder(options, settings):
         [settings.data, *shape, settings.encoder, time.strftime("%Y%m%d-%H%M%S")]
     )
     folder = _folder_of(options.out, name)
-    if folder.exists() and not (folder / "records").is_dir():
+    if not _is_new(folder) and not (folder / "records").is_dir():
         raise ArgumentError("name", f"must be new or a comparison, and {folder} is neither")
     return folder
 
@@ -580,7 +585,7 @@ def _tune(options, folder):
     if grid:
         raise ArgumentError(next(iter(grid)), "must have one value, with which the search begins")
     check_fresh(settings.seeds, options.search_seeds)
-    if folder.exists() and not (folder / "study.log").is_file():
+    if not _is_new(folder) and not (folder / "study.log").is_file():
         raise ArgumentError("name", f"must be new or a study, and {folder} is neither")
 
     def on_trial(method, n, best):
