@@ -31,7 +31,7 @@ CODE_IN_MARKDOWN = re.compile(r"^\s*```.*?^\s*```|`[^`\n]+`", re.DOTALL | re.MUL
 NO_ALT = re.compile(r"""!\[\s*\][(\[]|<img\b(?![^>]*\balt=["']?[^"'\s>])""")
 MACHINE_PATH = re.compile(r"""[^\s"'\\]*(?:/tmp/|/home/|/root/|site-packages)[^\s"'\\]*""")
 RETURNS_NOTHING = re.compile(
-    r"(test|assert)_\w+|_?discard|clean|cleanup|close|filterwarnings|rmdir|savez|unlink"
+    r"(test|assert)_\w+|_?discard|clean|cleanup|close|filterwarnings|rmdir|rmtree|savez|unlink"
 )
 PICTURES = {"image/png", "image/svg+xml"}
 LONGEST = 45  # lines of an exported cell; longer ones are listed
