@@ -64,7 +64,7 @@ from asymcl.train.baselines import (
     head_for_loss,
     tau_normalized,
 )
-from ..train.guards import NonFiniteError, StopNonFinite, TrimMemory
+from ..train.guards import NonFiniteError, StopNonFinite
 from ..train.metrics import UnweightedAccuracy
 from asymcl.train.two_stage import (
     AcrossRanks,
@@ -446,7 +446,6 @@ def _train_end_to_end(method, data, settings, cbs):
         AcrossRanks(DistributedMean),
         StopNonFinite(),
         _StopNonFiniteValid(),
-        TrimMemory(),
         *precision_callbacks(settings.precision),
     ]
     loss, model = classifier_loss_function(name, counts), nn.Sequential(encoder, head)

@@ -419,7 +419,7 @@ class KeepEpochs(Callback):
         resume=False,  # True: initial weights and random state may differ from those of the kept training
     ):
         self.folder, self.state_name, self.settings = Path(folder), name, settings or {}
-        self.resume, self.done, self.asked = resume, 0, ()
+        self.resume, self.done = resume, 0
 
     def before_fit(self):
         self.described = _described(self.learn, self.settings)
@@ -457,12 +457,6 @@ def _resume_from(self: KeepEpochs, state):
     )
 
 # %% ../../nbs/api/train/checkpoint.ipynb #00bfcd38
-@patch
-def before_batch(self: KeepEpochs):
-    if self.asked:
-        raise self.asked[-1]
-
-
 @patch
 def before_epoch(self: KeepEpochs):
     if self.epoch < self.done:
@@ -557,7 +551,7 @@ def fit_kept(
 
     Raises ValueError for a folder of another training, OSError for one that cannot be written or that another process is using."""
     keep = KeepEpochs(keep, name, settings, resume)
-    with _only_one(keep.folder), stoppable() as keep.asked:
+    with _only_one(keep.folder), stoppable():
         try:
             fit([keep])
         except (KeyboardInterrupt, SystemExit):

@@ -53,7 +53,7 @@ from asymcl.train.baselines import (
     with_loss_parameters,
 )
 from .checkpoint import described_function, fit_kept, object_name, tensors_digest
-from .guards import StopNonFinite, TrimMemory, WatchEmbeddings
+from .guards import StopNonFinite, WatchEmbeddings
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy
 from ..views import random_views
 from ..wrappers import ForPML, FromPML, QueueLoss
@@ -540,7 +540,7 @@ def _check_labels(labels):
 def _guards(guards):
     "List of callbacks: all guards for True, none for False, or those of a list"
     if isinstance(guards, bool):
-        return [StopNonFinite(), WatchEmbeddings(), TrimMemory()] if guards else []
+        return [StopNonFinite(), WatchEmbeddings()] if guards else []
     return list(L(guards))
 
 # %% ../../nbs/api/train/two_stage.ipynb #c64453c2
