@@ -34,6 +34,7 @@ from asymcl.cli import predict
 from asymcl.compare import experiment, statistics, tune
 from asymcl.compare.report import read_records
 from asymcl.core.files import read_state, write_state
+from asymcl.core.settings import DataSettings, Settings, resolved
 from asymcl.data import imbalance
 from asymcl.data.datasets import fashion_mnist, read_idx
 from asymcl.data.own_images import (
@@ -1072,7 +1073,7 @@ NOTE = json.dumps(dict(settings={}, seed=0, state=None, about=ABOUT)).encode()
 
 @fuzz(120, data=st.one_of(damaged(NOTE), st.just(b"[" * 100_000)))
 def test_notes_about_data(folder, data):
-    source, settings = experiment.DataSource(folder / "noted"), experiment.DataSettings()
+    source, settings = experiment.DataSource(folder / "noted"), DataSettings()
     source.folder.mkdir(parents=True, exist_ok=True)
     source._path(settings, 0).write_bytes(data)
     found = attempt(["noted"], source._note, settings, 0)
@@ -1082,14 +1083,14 @@ def test_notes_about_data(folder, data):
 @fuzz(
     120,
     data=st.one_of(
-        damaged(json.dumps(cli._described(experiment.Settings(), {})).encode()),
+        damaged(json.dumps(cli._described(Settings(), {})).encode()),
         st.just(b"[" * 100_000),
     ),
 )
 def test_file_of_a_comparison(folder, data):
     (folder / "compared").mkdir(exist_ok=True)
     (folder / "compared" / "comparison.json").write_bytes(data)
-    attempt(["compar"], cli._check_comparison, folder / "compared", experiment.Settings(), {})
+    attempt(["compar"], cli._check_comparison, folder / "compared", Settings(), {})
 
 
 # Numbers
@@ -1479,7 +1480,7 @@ def no_training(folder, photos):
         return 1.0
 
     def compare(settings, *args, **kwargs):
-        experiment.check_settings(experiment.resolved(settings))
+        experiment.check_settings(resolved(settings))
         experiment.load_data(settings, settings.seeds[0])
         raise KeyboardInterrupt
         yield

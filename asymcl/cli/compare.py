@@ -30,20 +30,7 @@ from fastai.torch_core import default_device, num_distrib, rank_distrib
 from fastcore.docments import docments
 from fastprogress.fastprogress import progress_bar
 
-from asymcl.compare.experiment import (
-    HEADS,
-    METHODS,
-    VARIED,
-    ArgumentError,
-    DataSettings,
-    Reading,
-    Settings,
-    check_settings,
-    compare,
-    data_source,
-    plan,
-    resolved,
-)
+from ..compare.experiment import check_settings, compare, data_source, plan
 from asymcl.compare.report import (
     TABLE_NOTE,
     advice,
@@ -63,7 +50,17 @@ from asymcl.compare.tune import (
     search,
     write_chosen,
 )
+from ..core.checks import ArgumentError
 from ..core.files import write_atomic
+from asymcl.core.settings import (
+    HEADS,
+    METHODS,
+    VARIED,
+    DataSettings,
+    Reading,
+    Settings,
+    resolved,
+)
 from ..core.signals import stoppable
 from ..data.own_images import BadImages
 from ..distributed import join_ranks, leave_ranks

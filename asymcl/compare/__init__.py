@@ -9,10 +9,11 @@ __all__ = ['Settings', 'chosen', 'compare', 'compare_methods', 'confirm', 'plot_
            'sentence', 'suggest', 'with_settings', 'write_report']
 
 # %% ../../nbs/api/compare/index.ipynb #5eed0024
-from .experiment import Settings, compare
+from .experiment import compare
 from .report import read_records, with_settings, write_report
 from .statistics import compare_methods, plot_differences, sentence
 from .tune import chosen, confirm, search, suggest
+from ..core.settings import Settings
 
 # %% ../../nbs/api/compare/index.ipynb #5eed0025
 _all_ = [

@@ -26,7 +26,6 @@ from fastai.torch_core import default_device
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from asymcl.compare.experiment import (
-    LOSS_FIELDS,
     as_dict,
     batch_size_of,
     plain_json,
@@ -35,6 +34,7 @@ from asymcl.compare.experiment import (
 )
 from .statistics import INTERVAL_SEEDS, compare_methods, sentence
 from ..core.files import versions, write_atomic
+from ..core.settings import LOSS_FIELDS
 from ..data.imbalance import advice_on_counts
 from ..metrics import mean_interval
 from asymcl.plots import (

@@ -18,17 +18,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 # %% ../../nbs/api/compare/tune.ipynb #62f44fe2
-from asymcl.compare.experiment import (
-    LOSS_FIELDS,
-    ArgumentError,
-    DataSource,
-    check_settings,
-    compare,
-    plain_json,
-    resolved,
-)
-from ..core.checks import check_same, whole_numbers
+from .experiment import DataSource, check_settings, compare, plain_json
+from ..core.checks import ArgumentError, check_same, whole_numbers
 from ..core.files import write_atomic
+from ..core.settings import LOSS_FIELDS, resolved
 from ..data.imbalance import chance_of_fewer
 from ..plots import make_panels, series_colour, series_marker
 
