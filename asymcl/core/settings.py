@@ -159,14 +159,15 @@ RANGES = dict(
     long_tail_ratio=(1, math.inf),
     train_total=(2, math.inf),
     seeds=(0, 2**32 - 1),
-    gamma=(0, math.inf),
-    eta=(0, math.inf),
+    gamma=(0, 10**6),
+    eta=(0, 10**6),
+    temperature=(1e-6, 10**6),
     epochs=(1, 10**6),
     classifier_epochs=(1, 10**6),
     batch_size=(2, 10**6),
     sampler_alpha=(0, 1),
 )  # least and most
-POSITIVE = ("temperature", "lr", "classifier_lr")
+POSITIVE = ("lr", "classifier_lr")
 LISTS = ("methods", "seeds", "heads")
 
 # %% ../../nbs/api/core/settings.ipynb #95f8563a
