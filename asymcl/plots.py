@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/plots.html.md"""
 
 # %% auto #0
 __all__ = ['PALETTE', 'plot_class_counts', 'plot_curves', 'plot_embeddings', 'plot_embedding_maps', 'plot_confusion',
-           'plot_comparison', 'plot_grid', 'plot_over']
+           'plot_comparison', 'plot_grid', 'plot_over', 'plot_differences']
 
 # %% ../nbs/api/plots.ipynb #e9dfc26b
 from textwrap import fill
@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
-from .metrics import as_array, as_labels, mean_interval
+from .metrics import METRIC_NAMES, as_array, as_labels
+from .statistics import excludes_zero, mean_interval
 
 # %% ../nbs/api/plots.ipynb #5caa35db
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -381,13 +382,7 @@ def _draw_row(ax, row, values, bounds):
     return cut
 
 # %% ../nbs/api/plots.ipynb #60f3af71
-_LABELS = dict(
-    weighted_accuracy="weighted accuracy (0 to 1)",
-    unweighted_accuracy="unweighted accuracy (0 to 1)",
-    roc_auc="ROC AUC (0 to 1)",
-    average_precision="average precision (0 to 1)",
-    calibration_error="calibration error (0 to 1)",
-)
+_LABELS = {metric: f"{name} (0 to 1)" for metric, name in METRIC_NAMES.items()}
 
 # %% ../nbs/api/plots.ipynb #e213590b
 def limit_ticks(ax, axis):
@@ -473,7 +468,7 @@ def plot_grid(
             )
         ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
         ax.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
-        ax.set(xlabel=x, ylabel=y, title=_LABELS.get(metric, metric).split(" (")[0])
+        ax.set(xlabel=x, ylabel=y, title=METRIC_NAMES.get(metric, metric))
         fig.colorbar(image, ax=ax, label="mean (%)")
     return fig
 
@@ -529,4 +524,58 @@ def plot_over(
         frameon=False,
         ncols=min(len(tables), int(fig.get_figwidth() / 1.2)),
     )
+    return fig
+
+# %% ../nbs/api/plots.ipynb #be387ae2
+def _draw_difference(ax, y, row, i):
+    "Draw the seeds, mean and interval of one pair in the colour and marker of series `i`."
+    ax.plot(
+        row["differences"],
+        [y + 0.25] * row["seeds"],
+        "o",
+        markersize=4,
+        markerfacecolor="none",
+        color=series_colour(i),
+    )
+    ax.errorbar(
+        row["difference"],
+        y,
+        xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]],
+        color=series_colour(i),
+        marker=series_marker(i),
+        markersize=7,
+        capsize=4,
+        markerfacecolor=series_colour(i) if excludes_zero(row) else "white",
+    )
+
+# %% ../nbs/api/plots.ipynb #f5494fee
+def plot_differences(
+    table,  # table of `compare_methods`
+    methods=None,  # names in the order of their colours (default: the order in the table)
+) -> plt.Figure:  # the figure, one panel per metric
+    """Draw paired differences with their 95% intervals and a dot per seed, a line per pair.
+
+    Raises ValueError for an empty table or a method that `methods` lacks."""
+    _not_empty(table, "table")
+    methods = list(methods or dict.fromkeys([*table["baseline"], *table["method"]]))
+    lost = set(table["method"]) - set(methods)
+    if lost:
+        raise ValueError(
+            f"methods must hold all methods of the table, got {methods} without {sorted(lost)}"
+        )
+    lines = table["method"] + " − " + table["baseline"]
+    pairs = list(lines.unique())
+    metrics = list(table["metric"].unique())
+    width = min(3.4, COLUMN_WIDTH / min(3, len(metrics)))
+    fig, axes = make_panels(len(metrics), (width, 0.42 * len(pairs) + 1), columns=3)
+    for k, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
+        ax.axvline(0, color="black", linewidth=0.8)
+        for index, row in table[table["metric"] == metric].iterrows():
+            _draw_difference(ax, pairs.index(lines[index]), row, methods.index(row["method"]))
+        ax.set_yticks(range(len(pairs)), pairs if k % 3 == 0 else [""] * len(pairs))
+        name = METRIC_NAMES.get(metric, metric)
+        ax.set(ylim=(len(pairs) - 0.4, -0.6), xlabel=f"difference in\n{name} (points)")
+        ax.grid(axis="x", alpha=0.3)
+        if len(metrics) > 2:
+            limit_ticks(ax, ax.xaxis)
     return fig

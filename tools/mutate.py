@@ -33,7 +33,7 @@ TESTS = {
     "losses": (["losses"], LOSSES),
     "fused": (["fused", "losses"], LOSSES),
     "data.imbalance": (["data/imbalance"], GROUPS),
-    "compare.statistics": (["compare/statistics"], []),
+    "statistics": (["statistics"], []),
     "infer.model": (["infer/model"], []),
 }
 SWAPS = {

@@ -32,11 +32,9 @@ from asymcl.compare.experiment import (
     read_record,
     splits_name,
 )
-from .statistics import INTERVAL_SEEDS, compare_methods, sentence
 from ..core.files import versions, write_atomic
 from ..core.settings import LOSS_FIELDS
 from ..data.imbalance import advice_on_counts
-from ..metrics import mean_interval
 from asymcl.plots import (
     plot_class_counts,
     plot_comparison,
@@ -46,6 +44,7 @@ from asymcl.plots import (
     plot_grid,
     plot_over,
 )
+from ..statistics import INTERVAL_SEEDS, compare_methods, mean_interval, sentence
 
 # %% ../../nbs/api/compare/report.ipynb #ada180d5
 TABLE_NOTE = (
