@@ -46,7 +46,7 @@ def readers(folder):
             lambda data: t.attempt(["data.csv"], t.read_table, data, "data.csv"),
         ),
         "read_records": ([json.dumps(t.RECORD).encode()], body(t.test_read_records, folder)),
-        "load_model, model.json": ([t.DESCRIBED], lambda data: load_model((data, t.TENSORS))),
+        "load_model, description": ([t.DESCRIBED], lambda data: load_model((data, t.TENSORS))),
         "load_model, safetensors": ([t.TENSORS], lambda data: load_model((t.DESCRIBED, data))),
     }
 

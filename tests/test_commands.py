@@ -164,7 +164,7 @@ from pathlib import Path
 data = fashion_mnist(train_total=200)
 learn = TwoStageLearner(data.dls(50), small_encoder(), CL())
 learn.new_classifier()
-learn.save("model")
+learn.save("model.safetensors")
 Path("images").mkdir()
 for i, image in enumerate(data.images[:100]): Image.fromarray(image[0].numpy()).save(f"images/{i}.png")
 """
@@ -191,7 +191,7 @@ def heed_signals():
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_predict_answers_a_signal_with_a_line_and_keeps_its_rows(model_folder, name, code):
     rows, part = f"{name}.csv", model_folder / f"{name}.csv.part"
-    command = [SCRIPTS / "asymcl-predict", "model", *["images"] * 200, "--out", rows]
+    command = [SCRIPTS / "asymcl-predict", "model.safetensors", *["images"] * 200, "--out", rows]
     command += ["--embeddings", f"{name}.npy"]
     process = subprocess.Popen(
         command,

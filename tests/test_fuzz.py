@@ -27,6 +27,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
 
 from asymcl import metrics, statistics
 from asymcl.cli import compare as cli
@@ -1510,41 +1511,47 @@ PIXELS = (torch.arange(3 * 64) % 251).to(torch.uint8).view(3, 1, 8, 8)
 
 
 def kept_model():
-    "The two files of a kept model, small enough that most of their bytes matter, and an encoder of its kind"
+    "The description and the bytes of a saved model, small enough that most of them matter, and an encoder of its kind"
     torch.manual_seed(0)
     encoder, head = (
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)),
         torch.nn.Linear(3, 2),
     )
     gallery = Gallery(torch.randn(4, 3), torch.tensor([0, 0, 0, 1]), list("abcd"))
-    stats, valid = (
-        (torch.tensor([0.5]), torch.tensor([0.2])),
-        (torch.randn(6, 2), torch.arange(6) % 2),
-    )
     with tempfile.TemporaryDirectory() as place:
+        file = Path(place, "model.safetensors")
         TrainedModel(
-            encoder, head, ("a", "b"), (1, 8, 8), *stats, "squish", 1.5, *valid, gallery
-        ).save(place)
-        json_file, tensor_file = sorted(Path(place).glob("model*"), key=lambda f: f.suffix)
-        return json_file.read_bytes(), tensor_file.read_bytes(), encoder
+            encoder=encoder,
+            head=head,
+            classes=("a", "b"),
+            image_shape=(1, 8, 8),
+            mean=torch.tensor([0.5]),
+            std=torch.tensor([0.2]),
+            temperature=1.5,
+            valid_logits=torch.randn(6, 2),
+            valid_labels=torch.arange(6) % 2,
+            gallery=gallery,
+        ).save(file)
+        with safe_open(file, "pt") as opened:
+            described = opened.metadata()["asymcl"]
+        return described.encode(), file.read_bytes(), encoder
 
 
 DESCRIBED, TENSORS, ENCODER = kept_model()
 
 
-def plant(place, described, tensors, mend):
-    "A folder of a model with these bytes; `mend` makes the digest right, as an attacker would"
-    place.mkdir(exist_ok=True)
-    for old in place.iterdir():
-        old.unlink()
-    digest = hashlib.sha256(tensors).hexdigest()
-    name = f"model-{digest[:16]}.safetensors"
-    if mend:
-        told = json.loads(described)
-        described = json.dumps(told | dict(tensors=name, sha256=digest)).encode()
-    (place / name).write_bytes(tensors)
-    (place / "model.json").write_bytes(described)
-    return place
+def with_digest(described, tensors):
+    "The bytes of a model file with this description and, as an attacker would make it, the right digest"
+    start = 8 + int.from_bytes(tensors[:8], "little")
+    try:
+        header = dict(json.loads(tensors[8:start]))
+        text = described.decode()
+    except (ValueError, TypeError):
+        return tensors
+    digest = hashlib.sha256(described + tensors[start:]).hexdigest()
+    header["__metadata__"] = dict(asymcl=text, sha256=digest)
+    packed = json.dumps(header).encode()
+    return len(packed).to_bytes(8, "little") + packed + tensors[start:]
 
 
 @fuzz(
@@ -1555,8 +1562,9 @@ def plant(place, described, tensors, mend):
     ),
 )
 def test_load_model(folder, files):
-    place = plant(folder / "broken model", *files, mend=files[0] == DESCRIBED)
-    model = attempt([place], load_model, place, ENCODER)
+    file = folder / "broken model.safetensors"
+    file.write_bytes(with_digest(*files))
+    model = attempt([file], load_model, file, ENCODER)
     if model is not REFUSED:
         found = attempt(["not finite"], model.predict, PIXELS)
         if found is not REFUSED:
@@ -1619,11 +1627,15 @@ def asked(folder, photos):
     "A model without a custom encoder, and what it is applied to"
     from asymcl.models import small_encoder
 
-    stats = torch.full((3,), 0.5), torch.full((3,), 0.2)
-    TrainedModel(small_encoder(3), torch.nn.Linear(256, 2), ("a", "b"), (3, 16, 16), *stats).save(
-        folder / "small"
-    )
-    return [str(folder / "small"), "photos"]
+    TrainedModel(
+        encoder=small_encoder(3),
+        head=torch.nn.Linear(256, 2),
+        classes=("a", "b"),
+        image_shape=(3, 16, 16),
+        mean=torch.full((3,), 0.5),
+        std=torch.full((3,), 0.2),
+    ).save(folder / "small.safetensors")
+    return [str(folder / "small.safetensors"), "photos"]
 
 
 PREDICT = [

@@ -16,6 +16,7 @@ from PIL import Image
 from asymcl.cli.predict import predict_command
 from asymcl.infer.model import TrainedModel, decide, fit_temperature
 
+SMALL = dict(image_shape=(1, 8, 8), mean=torch.tensor([0.5]), std=torch.tensor([0.25]))
 OWN = """
 import os, time
 from torch import nn
@@ -60,14 +61,13 @@ def place(tmp_path_factory):
         from own import encoder
 
         torch.manual_seed(0)
-        stats = torch.tensor([0.5]), torch.tensor([0.25])
         logits, labels = torch.randn(200, 2), torch.arange(200) % 2
         logits[:, 1] += labels
         TrainedModel(
-            encoder(), torch.nn.Linear(4, 2), ("a", "b"), (1, 8, 8), *stats,
+            encoder=encoder(), head=torch.nn.Linear(4, 2), classes=("a", "b"), **SMALL,
             valid_logits=logits, valid_labels=labels, temperature=fit_temperature(logits, labels),
             about={"train_counts": [90, 10]},
-        ).save("model")  # fmt: skip
+        ).save("model.safetensors")  # fmt: skip
         yield folder
 
 
@@ -80,7 +80,7 @@ def run(capsys, *arguments):
     return code, capsys.readouterr().err
 
 
-ASKED = ["model", "images", "--encoder", "own:encoder", "--recall", "0.9"]
+ASKED = ["model.safetensors", "images", "--encoder", "own:encoder", "--recall", "0.9"]
 
 
 def outputs(name):
@@ -167,7 +167,7 @@ def test_a_file_name_that_is_not_utf_8_leaves_a_csv_that_can_be_read(place, out)
         sys.executable,
         "-m",
         "asymcl.cli.predict",
-        "model",
+        "model.safetensors",
         folder,
         "--encoder",
         "own:encoder",
@@ -201,12 +201,12 @@ def test_a_file_name_that_is_not_utf_8_leaves_a_csv_that_can_be_read(place, out)
         (["--encoder", "builtins:dict"], "must return a torch.nn.Module, got dict"),
         (
             ["--encoder", "own:other"],
-            "not a model that can be used (Error(s) in loading state_dict for Linear",
+            "not a model that can be used (RuntimeError: Error(s) in loading state_dict for ModuleDict",
         ),
     ],
 )
 def test_wrong_encoders_are_one_line(place, capsys, encoder, message):
-    code, err = run(capsys, "model", "images", *encoder)
+    code, err = run(capsys, "model.safetensors", "images", *encoder)
     assert code == 2 and err.startswith("asymcl-predict: error: ")
     assert message in err and err.count("\n") == 1
 
@@ -226,23 +226,24 @@ def test_the_line_says_what_is_promised_and_too_few_images_are_an_error(place, c
 def test_probabilities_without_an_estimate_are_not_called_calibrated(place, capsys):
     from asymcl.models import small_encoder
 
-    stats = torch.tensor([0.5]), torch.tensor([0.25])
     logits, labels = torch.eye(2).repeat(4, 1) * 30, torch.arange(8) % 2
     temperature = fit_temperature(logits, labels)
     assert abs(30 / temperature - np.log(9)) < 1e-3  # probabilities of 1 - 1 / (8 + 2)
     TrainedModel(
-        small_encoder(), torch.nn.Linear(256, 2), ("a", "b"), (1, 8, 8), *stats,
+        encoder=small_encoder(), head=torch.nn.Linear(256, 2), classes=("a", "b"), **SMALL,
         valid_logits=logits, valid_labels=labels, temperature=temperature,
-    ).save("separable")  # fmt: skip
-    code, err = run(capsys, "separable", "images/000.png")
+    ).save("separable.safetensors")  # fmt: skip
+    code, err = run(capsys, "separable.safetensors", "images/000.png")
     assert code == 0 and err.count("\n") == 1
     assert "the probabilities are not calibrated: the model makes no error on its 8" in err
-    code, err = run(capsys, "separable", "images/000.png", "--recall", "0.95", "--rare", "b")
-    assert code == 2 and "needs at least 59 validation images of the class, and there are 4" in err
-    code, err = run(capsys, "separable", "images/000.png", "--recall", "0.8")
+    code, err = run(
+        capsys, "separable.safetensors", "images/000.png", "--recall", "0.95", "--rare", "b"
+    )
+    assert code == 2 and "needs at least 59 validation images of the class, got 4" in err
+    code, err = run(capsys, "separable.safetensors", "images/000.png", "--recall", "0.8")
     assert code == 2 and "argument --rare: is needed" in err
     arguments = ["--recall", "0.8", "--confidence", "none", "--rare", "b"]
-    code, err = run(capsys, "separable", "images/000.png", *arguments)
+    code, err = run(capsys, "separable.safetensors", "images/000.png", *arguments)
     assert (
         code == 0
         and "for a recall of 0.8 on average; on the validation images recall 1.000 of 4" in err
@@ -260,8 +261,8 @@ def model_of_scores(random, positives):
     valid = torch.cat([logits(100, 0), logits(positives, 1)])
     temperature = fit_temperature(valid, labels)
     model = TrainedModel(
-        None, None, ("frequent", "rare"), (1, 8, 8), temperature=temperature,
-        valid_logits=valid, valid_labels=labels,
+        encoder=None, head=None, classes=("frequent", "rare"), image_shape=(1, 8, 8),
+        temperature=temperature, valid_logits=valid, valid_labels=labels,
     )  # fmt: skip
     return model, (logits(4000, 1) / temperature).softmax(1)
 
@@ -279,9 +280,7 @@ def test_a_required_recall_never_costs_recall_and_keeps_its_confidence(positives
         p = (model.valid_logits / model.temperature).softmax(1)
         of_valid = decide(p, threshold)[model.valid_labels == 1] == 1
         assert threshold.recall == pytest.approx(of_valid.float().mean().item())
-        with pytest.raises(
-            ValueError, match="at least .* validation images of the class, and there are"
-        ):
+        with pytest.raises(ValueError, match="at least .* validation images of the class, got"):
             model.threshold("rare", 0.999, confidence)
     low = confidence - 2.6 * (confidence * (1 - confidence) / 200) ** 0.5
     assert np.mean(reached) >= low

@@ -100,7 +100,7 @@ def _parser():
         "read. Bytes of file names that are not UTF-8 are written as \\xff.",
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="folder of the model")
+    add("model", type=Path, metavar="MODEL", help="file of the model")
     add("paths", nargs="+", metavar="PATH", help="image files, and folders of them")
     add(
         "--out",
@@ -267,7 +267,7 @@ def _description(out):
 
 def _asked(options):
     "What must be the same for a table to be continued, by the names that users know"
-    model = options.model / "model.json"
+    model = options.model
     return {
         "MODEL": hashlib.sha256(model.read_bytes()).hexdigest(),
         "--recall": options.recall,

@@ -37,10 +37,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 # %% ../../nbs/api/train/two_stage.ipynb #3be4b5c4
-from ..core.files import read_state, versions, write_state
+from ..core.files import versions
 from ..data.datasets import SharedLoader, TensorLoader
 from ..distributed import DistributedLoss, chunk_next_call, gather_rows, join_ranks, world_size
-from ..infer.model import Gallery, TrainedModel, fit_temperature, model_of
+from ..infer.model import Gallery, TrainedModel, fit_temperature, load_model
 from ..losses import LossWithSettings
 from ..metrics import evaluate_predictions
 from ..models import encode_all, encoder_width, projection_head
@@ -871,14 +871,14 @@ def _model(self: TwoStageLearner):
     self._check_trained()
     valid, data = self.dls.valid, getattr(self.dls, "image_data", None)
     return TrainedModel(
-        self.encoder,
-        self._classifier.model if self._loaded is None else self._loaded.head,
-        tuple(self.classes),
-        self.image_shape,
-        getattr(valid, "mean", None),
-        getattr(valid, "std", None),
-        data.fit if data else "squish",
-        self._fitted_temperature(),
+        encoder=self.encoder,
+        head=self._classifier.model if self._loaded is None else self._loaded.head,
+        classes=tuple(self.classes),
+        image_shape=self.image_shape,
+        mean=getattr(valid, "mean", None),
+        std=getattr(valid, "std", None),
+        fit=data.fit if data else "squish",
+        temperature=self._fitted_temperature(),
         batch_size=valid.bs,
     )
 
@@ -983,62 +983,51 @@ def _check_images(self: TwoStageLearner, model):
 @patch
 def save(
     self: TwoStageLearner,
-    folder,  # made if it does not exist; a model that is in it is replaced, whole
+    path,  # file that ends in .safetensors; an older one is replaced
     gallery=False,  # True: with names and features of the training images
 ):
-    "Save what was learnt, for `load`, `asymcl.infer.model.load_model` and `asymcl-predict`. Raises RuntimeError without a trained head."
-    state = self.trained_model(gallery).state()
-    write_state(
-        folder, "model", state | dict(projection_head=self.contrastive.model[1].state_dict())
-    )
+    """Save the model in one file for `load`, `load_model` and `asymcl-predict`.
+
+    Raises RuntimeError without a trained head."""
+    model = self.trained_model(gallery)
+    replace(model, projection_head=self.contrastive.model[1]).save(path)
 
 # %% ../../nbs/api/train/two_stage.ipynb #4b03d893
 @patch
 def load(
     self: TwoStageLearner,
-    folder,  # that `save` has written
+    path,  # file that `save` has written
 ):
-    "Load encoder and heads from a folder. Raises FileNotFoundError if it has no model, ValueError for one that does not fit."
-    state = read_state(folder, "model")
-    if state is None:
-        raise FileNotFoundError(
-            f"there is no model in {str(folder)!r}: a folder with model.json is expected"
-        )
+    """Load encoder and heads from a file.
+
+    Raises OSError for a file that cannot be read, ValueError for one that does not fit."""
+    loaded = load_model(path, deepcopy(self.encoder))
     try:
-        loaded = self._fitting_model(state)
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-        ValueError,
-    ) as error:
+        self._check_fits(loaded)
+    except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"folder {folder} holds no model of this kind ({' '.join(str(error).split())[:300]})"
+            f"{path}: not a model of this learner ({' '.join(str(error).split())[:300]})"
         ) from error
-    self.contrastive.model[1].load_state_dict(state["projection_head"])
-    self.encoder.load_state_dict(state["encoder_weights"])
+    self.contrastive.model[1].load_state_dict(loaded.projection_head.state_dict())
+    self.encoder.load_state_dict(loaded.encoder.state_dict())
     self._classifier, self._loaded = None, replace(loaded, encoder=self.encoder)
     self._counts = torch.tensor(loaded.about["train_counts"])
     self._encoder_state, self._encoder_mark = self._encoder_digest(), _mark(self.encoder)
 
 # %% ../../nbs/api/train/two_stage.ipynb #e8d7042b
 @patch
-def _fitting_model(self: TwoStageLearner, state):
-    "The model in a saved state; raises an error if it does not fit this learner"
-    if state["classes"] != self.classes:
-        raise ValueError(f"its classes are {state['classes']}, those of the learner {self.classes}")
-    if "projection_head" not in state:
-        raise ValueError("TrainedModel.save has written it, without the projection head of stage 1")
-    model = model_of(state, deepcopy(self.encoder))
+def _check_fits(self: TwoStageLearner, model):
+    "Raise ValueError or RuntimeError for a loaded model that does not fit this learner"
+    if list(model.classes) != list(self.classes):
+        raise ValueError(f"its classes are {model.classes}, those of the learner {self.classes}")
+    if model.projection_head is None:
+        raise ValueError("it was saved without the projection head of stage 1")
     self._check_images(model)
-    deepcopy(self.contrastive.model[1]).load_state_dict(state["projection_head"])
+    deepcopy(self.contrastive.model[1]).load_state_dict(model.projection_head.state_dict())
     head = head_for_loss(self.classifier_loss, self.width, len(self.classes))
-    head.load_state_dict(state["head_weights"])
-    if len(model.about["train_counts"]) != len(self.classes):
+    head.load_state_dict(model.head.state_dict())
+    if "train_counts" not in model.about:
         raise ValueError("it lacks the numbers of training images")
-    return model
 
 # %% ../../nbs/api/train/two_stage.ipynb #7107b4ca
 @patch
