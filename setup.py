@@ -25,7 +25,13 @@ setup(
     extras_require={
         "tune": lines("requirements_tune"),
         "onnx": lines("requirements_onnx"),
-        "dev": lines("requirements_dev") + lines("requirements_tune") + lines("requirements_onnx"),
+        "timm": lines("requirements_timm"),
+        "dev": [
+            *lines("requirements_dev"),
+            *lines("requirements_tune"),
+            *lines("requirements_onnx"),
+            *lines("requirements_timm"),
+        ],
     },
     entry_points={
         "console_scripts": lines("console_scripts"),

@@ -93,15 +93,14 @@ def test_requirements_and_extras(wheel, settings):
     plain = {parts(r) for r in required if "extra" not in r}
     extras = {
         name: {parts(r) for r in required if f"extra == '{name}'" in r.replace('"', "'")}
-        for name in ("tune", "onnx", "dev")
+        for name in ("tune", "onnx", "timm", "dev")
     }
     assert plain == {parts(r) for r in lines(settings["requirements"])}
     assert extras["tune"] == {parts(r) for r in lines(settings["requirements_tune"])}
     assert extras["onnx"] == {parts(r) for r in lines(settings["requirements_onnx"])}
-    assert (
-        extras["dev"]
-        == {parts(r) for r in lines(settings["requirements_dev"])} | extras["tune"] | extras["onnx"]
-    )
+    assert extras["timm"] == {parts(r) for r in lines(settings["requirements_timm"])}
+    optional = extras["tune"] | extras["onnx"] | extras["timm"]
+    assert extras["dev"] == {parts(r) for r in lines(settings["requirements_dev"])} | optional
     assert len(required) == len(plain) + sum(map(len, extras.values()))
 
 
@@ -130,7 +129,7 @@ def test_wheel_holds_modules_sample_and_licences(wheel):
     names = set(wheel.namelist())
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "asymcl").glob("*.py")}
     sample = {p.relative_to(ROOT).as_posix() for p in (ROOT / "asymcl/sample").iterdir()}
-    assert modules | sample <= names
+    assert modules | sample | {"asymcl/weights/fashion_mnist_eight.safetensors"} <= names
     assert sum(wheel.getinfo(n).file_size for n in sample) <= 2.5e6
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not any(n.startswith(("tests", "nbs", "docs", "tools", "benchmarks")) for n in names)
