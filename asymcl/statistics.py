@@ -36,7 +36,7 @@ def mean_interval(
     return mean, mean - half, mean + half
 
 # %% ../nbs/api/statistics.ipynb #8164d824
-def _frame(records, metrics):
+def records_frame(records, metrics):
     "Return records as a DataFrame that has the columns method, seed and `metrics`."
     frame = pd.DataFrame(records)
     if not len(frame):
@@ -49,7 +49,7 @@ def _frame(records, metrics):
 # %% ../nbs/api/statistics.ipynb #4a41dc09
 def _by_seed(records, metric, methods):
     "Return a table of one metric with a row for each seed and a column for each method."
-    frame = _frame(records, [metric])
+    frame = records_frame(records, [metric])
     for method in methods:
         if method not in frame["method"].values:
             known = ", ".join(frame["method"].unique())
@@ -168,7 +168,7 @@ def compare_methods(
     for name, value in dict(metrics=metrics, baselines=baselines).items():
         if isinstance(value, str) or not len(value):
             raise ValueError(f"{name} must be a list with at least one name, got {value!r}")
-    frame = _frame(records, metrics)
+    frame = records_frame(records, metrics)
     methods = list(frame["method"].unique())
     for baseline in baselines:
         if baseline not in methods:

@@ -40,7 +40,7 @@ from asymcl.plots import (
     plot_comparison,
     plot_confusion,
     plot_curves,
-    plot_embedding_maps,
+    plot_embeddings,
     plot_grid,
     plot_over,
 )
@@ -318,7 +318,7 @@ def figures(
         curves=plot_curves(
             by_method(lambda run: run.valid_score), "validation unweighted accuracy", "Stage 1"
         ),
-        **(dict(embedding_maps=plot_embedding_maps(maps, about["classes"])) if maps else {}),
+        **(dict(embedding_maps=plot_embeddings(maps, about["classes"])) if maps else {}),
         confusion=plot_confusion(confusion, about["classes"]),
     )
 

@@ -23,7 +23,7 @@ from ..core.checks import ArgumentError, check_same, whole_numbers
 from ..core.files import write_atomic
 from ..core.settings import LOSS_FIELDS, resolved
 from ..data.imbalance import chance_of_fewer
-from ..plots import make_panels, series_colour, series_marker
+from ..plots import make_panels, series_style, shared_legend
 
 # %% ../../nbs/api/compare/tune.ipynb #693a54c8
 def _even_eta(shares, batch_size, averaging):
@@ -242,10 +242,9 @@ def plot_search(
             ax.semilogx(
                 *zip(*found, strict=True),
                 linestyle="",
-                marker=series_marker(i),
-                color=series_colour(i),
                 alpha=0.7,
                 label=method,
+                **series_style(i),
             )
             ax.plot(
                 study.best_params[name],
@@ -253,21 +252,10 @@ def plot_search(
                 marker="o",
                 markersize=13,
                 markerfacecolor="none",
-                color=series_colour(i),
+                color=series_style(i)["color"],
             )
         ax.set(xlabel=name, ylabel="validation UWA (0 to 1)")
-    handles = {
-        text: handle
-        for ax in axes
-        for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    fig.legend(
-        handles.values(),
-        handles,
-        loc="outside lower center",
-        ncols=min(6, len(handles)),
-        frameon=False,
-    )
+    shared_legend(fig, "outside lower center", columns=6)
     return fig
 
 # %% ../../nbs/api/compare/tune.ipynb #8d3395d7
