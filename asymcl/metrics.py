@@ -11,10 +11,9 @@ __all__ = ['METRIC_NAMES', 'per_class_recall', 'unweighted_accuracy', 'weighted_
 # %% ../nbs/api/metrics.ipynb #33e9bb2c
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score
-
-from .losses import unit_rows
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 
 # %% ../nbs/api/metrics.ipynb #5753f7a4
 METRIC_NAMES = dict(
@@ -27,7 +26,7 @@ METRIC_NAMES = dict(
 
 # %% ../nbs/api/metrics.ipynb #c1caafd5
 def as_array(values, name):
-    "`values` (array, sequence or tensor of any device) as a non-empty numpy array."
+    "Convert an array, sequence or tensor to a NumPy array; raises ValueError if it is empty"
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = values.double() if values.is_floating_point() else values
@@ -37,55 +36,52 @@ def as_array(values, name):
     return array
 
 # %% ../nbs/api/metrics.ipynb #21f9597c
-def as_labels(values, name, n_classes=None):
-    "`values` as an array (n,) of class indices; `n_classes` is checked where it is known."
+def _as_labels(values, name, classes=np.inf):
+    "Convert to an array (n,) of class indices below `classes`"
     labels = as_array(values, name)
     if labels.ndim != 1:
         raise ValueError(f"{name} must have shape (n,), got {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integer class indices, got {labels.dtype}")
-    top = np.inf if n_classes is None else n_classes - 1
-    if labels.min() < 0 or labels.max() > top:
+    if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
-            f"{name} must lie between 0 and {top}, got {labels.min()} to {labels.max()}"
+            f"{name} must be in 0..{classes - 1}, got {labels.min()} to {labels.max()}"
         )
     return labels
 
-# %% ../nbs/api/metrics.ipynb #af4cb96c
-def _label_pair(predictions, targets, n_classes=None):
-    "Both as label arrays of one length."
-    predictions, targets = (
-        as_labels(predictions, "predictions", n_classes),
-        as_labels(targets, "targets", n_classes),
-    )
-    if len(predictions) != len(targets):
+
+def _check_same_length(name, values, targets):
+    "Raise ValueError unless there is one target for each value"
+    if len(values) != len(targets):
         raise ValueError(
-            f"predictions and targets must have one length, got {len(predictions)} and {len(targets)}"
+            f"{name} and targets must have the same length, got {len(values)} and {len(targets)}"
         )
+
+# %% ../nbs/api/metrics.ipynb #af4cb96c
+def _label_pair(predictions, targets, classes=np.inf):
+    "Convert predictions and targets to label arrays of the same length"
+    predictions = _as_labels(predictions, "predictions", classes)
+    targets = _as_labels(targets, "targets", classes)
+    _check_same_length("predictions", predictions, targets)
     return predictions, targets
 
 # %% ../nbs/api/metrics.ipynb #05bce003
 def _probabilities(probabilities, targets):
-    "Probabilities as an array (n, classes) and targets as labels (n,)."
-    p, hint = as_array(probabilities, "probabilities"), "(logits need a softmax first)"
-    if p.ndim not in (1, 2) or p.ndim == 2 and p.shape[1] < 2:
+    "Convert probabilities to an array (n, classes) and targets to labels (n,)"
+    p = as_array(probabilities, "probabilities")
+    if p.ndim == 1:
+        p = np.stack([1 - p, p], axis=1)
+    if p.ndim != 2 or p.shape[1] < 2:
         raise ValueError(
             f"probabilities must have shape (n,) or (n, classes) with classes >= 2, got {p.shape}"
         )
-    if not np.isfinite(p).all() or p.min() < 0 or p.max() > 1.01:
+    if not (p.min() >= 0 and np.allclose(p.sum(1), 1, atol=0.01)):
         raise ValueError(
-            f"probabilities must be finite and within [0, 1], got {p.min():g} to {p.max():g} {hint}"
+            "probabilities must be >= 0 with rows that sum to 1 (logits need a softmax first), "
+            f"got values from {p.min():g} to {p.max():g}"
         )
-    if p.ndim == 1:
-        p = np.stack([1 - p, p], axis=1)
-    worst = p.sum(1)[np.abs(p.sum(1) - 1).argmax()]
-    if abs(worst - 1) > 0.01:
-        raise ValueError(f"rows of probabilities must sum to 1, got a sum of {worst:g} {hint}")
-    targets = as_labels(targets, "targets", p.shape[1])
-    if len(p) != len(targets):
-        raise ValueError(
-            f"probabilities and targets must have one length, got {len(p)} and {len(targets)}"
-        )
+    targets = _as_labels(targets, "targets", p.shape[1])
+    _check_same_length("probabilities", p, targets)
     return p, targets
 
 # %% ../nbs/api/metrics.ipynb #6786f147
@@ -93,12 +89,14 @@ def per_class_recall(
     predictions,  # predicted class indices, (n,), array or tensor
     targets,  # true class indices, (n,)
     n_classes,  # number of classes, >= 1
-) -> np.ndarray:  # recall of each class, (classes,), in [0, 1]
-    """Share of each class's images that are predicted as that class; NaN for a class absent from `targets`.
+) -> (
+    np.ndarray
+):  # recall of each class, (classes,), in [0, 1]; NaN for a class absent from `targets`
+    """Compute the share of each class's images that are predicted as that class.
 
-    Raises ValueError for lengths that disagree, empty input or labels outside 0..`n_classes`-1."""
-    if not 1 <= n_classes <= 2**20 or n_classes != int(n_classes):
-        raise ValueError(f"n_classes must be a whole number in 1..2**20, got {n_classes}")
+    Raises ValueError for lengths that differ, empty input, and labels out of range."""
+    if n_classes not in range(1, 2**20):
+        raise ValueError(f"n_classes must be an integer in 1..2**20, got {n_classes}")
     predictions, targets = _label_pair(predictions, targets, n_classes)
     return recall_score(
         targets, predictions, labels=np.arange(n_classes), average=None, zero_division=np.nan
@@ -108,148 +106,125 @@ def per_class_recall(
 def unweighted_accuracy(
     predictions,  # predicted class indices, (n,), array or tensor
     targets,  # true class indices, (n,)
-) -> float:  # mean recall over the classes present in `targets`, in [0, 1]
-    """Mean per-class recall (balanced accuracy); a class absent from `targets` does not count.
+) -> float:  # mean recall of the classes present in `targets`, in [0, 1]
+    """Compute the mean per-class recall (balanced accuracy).
 
-    Raises ValueError for lengths that disagree, empty input or negative labels."""
+    Raises ValueError for lengths that differ, empty input, and negative labels."""
     predictions, targets = _label_pair(predictions, targets)
     return float(recall_score(targets, predictions, labels=np.unique(targets), average="macro"))
 
 # %% ../nbs/api/metrics.ipynb #706745ca
-def _proportions(proportions, n_classes=None, name="proportions"):
-    "Class proportions as an array (classes,) that sums to 1; counts will do."
+def _proportions(proportions, name):
+    "Scale counts or proportions (classes,) to a sum of 1"
     weights = as_array(proportions, name).astype(float)
-    if (
-        weights.ndim != 1
-        or not np.isfinite(weights).all()
-        or weights.min() < 0
-        or not weights.sum()
-    ):
+    total = weights.sum()
+    if weights.ndim != 1 or not (weights.min() >= 0 and 0 < total < np.inf):
         raise ValueError(
             f"{name} must be one finite number >= 0 per class, not all 0, got {proportions!r}"
         )
-    if n_classes is not None and len(weights) != n_classes:
-        raise ValueError(
-            f"{name} must have one entry for each of {n_classes} classes, got {len(weights)}"
-        )
-    return weights / weights.sum()
+    return weights / total
 
 # %% ../nbs/api/metrics.ipynb #b0fcfaa3
 def weighted_accuracy(
     predictions,  # predicted class indices, (n,), array or tensor
     targets,  # true class indices, (n,)
-    proportions=None,  # class proportions or counts, (classes,), >= 0; None: those of `targets` itself
-) -> float:  # in [0, 1]; overall accuracy where `proportions` is None
-    """Per-class recalls weighted by class proportions.
+    proportions=None,  # class proportions or counts, (classes,), >= 0; None: those of `targets`
+) -> float:  # in [0, 1]; NaN if a class of positive proportion is absent from `targets`
+    """Compute per-class recalls weighted by class proportions; without them, the accuracy.
 
-    NaN if a class of positive proportion is absent from `targets`.
-    Raises ValueError for lengths that disagree, empty input, or labels that `proportions` has no entry for."""
+    Raises ValueError for lengths that differ, empty input, and labels without a proportion."""
     if proportions is None:
         predictions, targets = _label_pair(predictions, targets)
         return float(accuracy_score(targets, predictions))
-    weights = _proportions(proportions)
+    weights = _proportions(proportions, "proportions")
     recall = per_class_recall(predictions, targets, len(weights))
     return float(recall[weights > 0] @ weights[weights > 0])
 
 # %% ../nbs/api/metrics.ipynb #0d3dad5b
 def roc_auc(
-    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: the probability of class 1
+    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: those of class 1
     targets,  # true class indices, (n,)
-) -> float:  # in [0, 1]; 0.5 is chance
-    """Area under the ROC curve: of the last class for two classes, the macro one-vs-rest mean for more.
+) -> float:  # in [0, 1]; 0.5 is chance; NaN if a class is absent from `targets`
+    """Compute the area under the ROC curve: of class 1 of two, else the one-vs-rest mean.
 
-    NaN where a class is absent from `targets`, or all targets are of one class.
-    Raises ValueError for bad shapes, empty input, labels outside the columns, or rows that are no probabilities."""
+    Raises ValueError for shapes or labels that do not fit, and rows that do not sum to 1."""
     p, targets = _probabilities(probabilities, targets)
-    present, n_classes = np.unique(targets), p.shape[1]
-    if len(present) < n_classes:
+    classes = p.shape[1]
+    if len(np.unique(targets)) < classes:
         return float("nan")
-    scored = present if n_classes > 2 else present[1:]
+    scored = range(classes) if classes > 2 else [1]
     return float(np.mean([roc_auc_score(targets == c, p[:, c]) for c in scored]))
 
 # %% ../nbs/api/metrics.ipynb #a19cfdd9
 def average_precision(
-    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: the probability of class 1
+    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: those of class 1
     targets,  # true class indices, (n,)
-    rare_class,  # index of the class to be found, 0..classes-1
-) -> float:  # in [0, 1]; chance is the class's share of `targets`
-    """Average precision of ranking images by the probability of `rare_class`; NaN where no target is of that class.
+    rare_class,  # index of the class to be found
+) -> float:  # in [0, 1]; chance is the class's share of `targets`; NaN if that is 0
+    """Compute the average precision of ranking images by the probability of the rare class.
 
-    Raises ValueError as `roc_auc` does, and for a `rare_class` outside the columns."""
+    Raises ValueError for shapes or labels that do not fit, and rows that do not sum to 1."""
     p, targets = _probabilities(probabilities, targets)
     if rare_class not in range(p.shape[1]):
-        raise ValueError(f"rare_class must lie between 0 and {p.shape[1] - 1}, got {rare_class}")
-    rare_class = int(rare_class)
+        raise ValueError(f"rare_class must be in 0..{p.shape[1] - 1}, got {rare_class}")
     found = targets == rare_class
-    return float(average_precision_score(found, p[:, rare_class])) if found.any() else float("nan")
+    if not found.any():
+        return float("nan")
+    return float(average_precision_score(found, p[:, int(rare_class)]))
 
 # %% ../nbs/api/metrics.ipynb #ba9fd84a
 def calibration_error(
-    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: the probability of class 1
+    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: those of class 1
     targets,  # true class indices, (n,)
     bins=15,  # number of equally wide bins of confidence, >= 1
 ) -> float:  # in [0, 1]; 0: confidence equals accuracy in every bin
-    """Expected calibration error of the top class (Guo et al. 2017, equation 3).
+    """Compute the expected calibration error of the top class (Guo et al. 2017, equation 3).
 
-    Raises ValueError as `roc_auc` does, and for `bins` below 1."""
+    Raises ValueError for shapes or labels that do not fit, and rows that do not sum to 1."""
     if bins < 1:
         raise ValueError(f"bins must be >= 1, got {bins}")
     p, targets = _probabilities(probabilities, targets)
-    confidence, correct = p.max(1), p.argmax(1) == targets
+    confidence = p.max(1)
+    correct = p.argmax(1) == targets
     bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
     gaps = np.bincount(bin_of, weights=correct - confidence)
     return float(np.abs(gaps).sum() / len(p))
 
-# %% ../nbs/api/metrics.ipynb #50de14fa
-def _neighbours(unit, rows, k):
-    "Indices (rows, k) of the `k` unit embeddings most similar to each of `rows`, itself left out, nearest first."
-    similarity = unit[rows] @ unit.T
-    similarity[torch.arange(len(rows), device=unit.device), rows] = -torch.inf
-    return similarity.topk(k, dim=1).indices
-
 # %% ../nbs/api/metrics.ipynb #cd7cc66b
-def _vote(neighbour_labels, n_classes):
-    "Class of most votes (rows,) among the neighbours' labels (rows, k), nearest first; ties go to the nearer class."
-    votes = F.one_hot(neighbour_labels, n_classes).sum(1)
-    of_its_class = votes.gather(1, neighbour_labels)
-    return neighbour_labels.gather(1, of_its_class.argmax(1, keepdim=True)).squeeze(1)
+def _vote(neighbours):
+    "Class of most votes (n,) among the labels of neighbours (n, k), nearest first"
+    votes = (neighbours[:, :, None] == neighbours[:, None, :]).sum(2)
+    winner = votes.argmax(1)[:, None]
+    return np.take_along_axis(neighbours, winner, axis=1)[:, 0]
 
 # %% ../nbs/api/metrics.ipynb #1af469f2
 def knn_unweighted_accuracy(
-    embeddings,  # (n, d), or (n, views, d) of which the first view is used; tensor (or array), any device
+    embeddings,  # (n, d), or (n, views, d) of which the first view is used; array or tensor
     targets,  # true class indices, (n,)
-    k=10,  # neighbours that vote, 1 <= k < n
+    k=10,  # number of neighbours that vote, 1 <= k < n
 ) -> float:  # in [0, 1]
-    """Leave-one-out k-nearest-neighbour unweighted accuracy by cosine similarity.
+    """Compute the leave-one-out k-nearest-neighbour unweighted accuracy by cosine similarity.
 
-    One vote per neighbour; ties go to the class of the nearest neighbour among the tied classes.
-    Raises ValueError for shapes that disagree, embeddings that are not finite, or a `k` outside 1..n-1."""
-    z, labels = (
-        torch.as_tensor(embeddings).detach(),
-        np.unique(as_labels(targets, "targets"), return_inverse=True)[1],
-    )
-    if z.ndim not in (2, 3) or 0 in z.shape or len(z) != len(labels):
+    Raises ValueError for shapes that differ, embeddings that are not finite, and k out of range."""
+    labels = _as_labels(targets, "targets")
+    z = as_array(embeddings, "embeddings").astype(float)
+    z = z[:, 0] if z.ndim == 3 else z
+    if z.ndim != 2 or not np.isfinite(z).all():
         raise ValueError(
-            f"embeddings must be (n, d) or (n, views, d), n = {len(labels)} targets, got {tuple(z.shape)}"
+            f"embeddings must be finite, of shape (n, d) or (n, views, d), got {z.shape}"
         )
-    if not 1 <= k < len(z):
-        raise ValueError(f"k must lie between 1 and n - 1 = {len(z) - 1}, got {k}")
-    if not z.isfinite().all():
-        raise ValueError("embeddings must be finite, got NaN or infinity")
-    first = z[:, 0] if z.ndim == 3 else z
-    unit = unit_rows(first if first.dtype == torch.float64 else first.float()).float()
-    known, n_classes = torch.as_tensor(labels, device=z.device), int(labels.max()) + 1
-    blocks = torch.arange(len(z), device=z.device).split(max(1, 2**24 // len(z)))
-    predictions = torch.cat(
-        [_vote(known[_neighbours(unit, rows, k)], n_classes) for rows in blocks]
-    )
-    return unweighted_accuracy(predictions, labels)
+    _check_same_length("embeddings", z, labels)
+    if k not in range(1, len(z)):
+        raise ValueError(f"k must be in 1..{len(z) - 1} for {len(z)} images, got {k}")
+    search = NearestNeighbors(n_neighbors=int(k), algorithm="brute").fit(normalize(z))
+    neighbours = search.kneighbors(return_distance=False)
+    return unweighted_accuracy(_vote(labels[neighbours]), labels)
 
 # %% ../nbs/api/metrics.ipynb #f2eaf55e
 def rarest_class(
     shares,  # counts or proportions of the classes, (classes,)
 ) -> int:  # index of the smallest; the last of equal ones
-    "Index of the rare class"
+    "Find the rare class"
     return len(shares) - 1 - int(np.argmin(np.asarray(shares)[::-1]))
 
 # %% ../nbs/api/metrics.ipynb #e3280f27
@@ -257,20 +232,21 @@ def evaluate_predictions(
     probabilities,  # (n, classes), rows sum to 1, array or tensor
     targets,  # true class indices, (n,)
     classes,  # names of the classes, one per column, all different
-    train_proportions=None,  # class proportions or counts in training, (classes,); None: those of `targets`
+    train_proportions=None,  # class proportions or counts in training; None: those of `targets`
 ) -> dict:  # metric name -> float; NaN where a metric is undefined on these targets
-    """All metrics of one set of predictions; `train_proportions` weigh WA and name the rare class of average precision.
+    """Compute all metrics; `train_proportions` weigh accuracy and determine the rare class.
 
-    Raises ValueError for bad shapes, classes that do not fit the columns, or rows that are no probabilities."""
+    Raises ValueError for shapes or labels that do not fit, and rows that do not sum to 1."""
     p, targets = _probabilities(probabilities, targets)
-    if len(classes) != p.shape[1] or len(set(classes)) < len(classes):
-        raise ValueError(
-            f"classes must be {p.shape[1]} different names, one per column, got {list(classes)}"
-        )
-    predictions, n_classes = p.argmax(1), len(classes)
+    n_classes = p.shape[1]
+    if len(set(classes)) != n_classes or len(classes) != n_classes:
+        raise ValueError(f"classes must be {n_classes} different names, got {list(classes)}")
     shares = np.bincount(targets, minlength=n_classes)
     if train_proportions is not None:
-        shares = _proportions(train_proportions, n_classes, "train_proportions")
+        shares = _proportions(train_proportions, "train_proportions")
+    if len(shares) != n_classes:
+        raise ValueError(f"train_proportions must have {n_classes} entries, got {len(shares)}")
+    predictions = p.argmax(1)
     recall = per_class_recall(predictions, targets, n_classes)
     return dict(
         weighted_accuracy=weighted_accuracy(predictions, targets, shares),
