@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from fastai.torch_core import set_seed  # noqa: E402
 from record import add_options, record, save  # noqa: E402
 
-from asymcl.core.files import read_state  # noqa: E402
+from asymcl.core.files import load_state  # noqa: E402
 from asymcl.data.datasets import fashion_mnist  # noqa: E402
 from asymcl.losses import ACL  # noqa: E402
 from asymcl.models import small_encoder  # noqa: E402
@@ -37,14 +37,14 @@ EPOCHS = {"stage_1": 4, "stage_2": 6}
 
 def train(folder, report):
     "Both stages, every epoch kept; `report` gets 'w' before a write and 'k' after it, and the figures at the end"
-    real = checkpoint.write_state
+    real = checkpoint.save_state
 
     def reported(*args):
         os.write(report, b"w")
         real(*args)
         os.write(report, b"k")
 
-    checkpoint.write_state = reported
+    checkpoint.save_state = reported
     set_seed(0)
     data = fashion_mnist(train_total=300, seed=0)
     learn = TwoStageLearner(data.dls(batch_size=64), small_encoder(), ACL(eta=10.0))
@@ -84,7 +84,7 @@ def start(folder):
 
 def kept(folder):
     "Finished epochs in a folder; ValueError where a state cannot be read"
-    states = [read_state(folder, stage) for stage in EPOCHS]
+    states = [load_state(folder / f"{stage}.pt") for stage in EPOCHS]
     return sum(state["done"] for state in states if state)
 
 

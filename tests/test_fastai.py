@@ -563,7 +563,7 @@ def test_guards_can_be_chosen(tmp_path, monkeypatch):
     with pytest.raises(NonFiniteError, match="all 16 images are finite.*StopNonFinite.folder"):
         make(Diverges()).fit_contrastive(1)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(NonFiniteError, match="kept in failed"):
+    with pytest.raises(NonFiniteError, match="saved in failed"):
         make(Diverges(), guards=StopNonFinite("failed")).fit_contrastive(1)
     learn = make(guards=StopNonFinite("failed"))
     assert learn.new_classifier().stop_non_finite.folder == "failed"

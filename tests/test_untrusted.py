@@ -18,26 +18,18 @@ UNPICKLERS = {"pickle", "joblib", "shelve", "marshal", "dill", "cloudpickle"}
 
 @pytest.mark.parametrize("path", sorted((ROOT / "asymcl").rglob("*.py")), ids=str)
 def test_no_module_unpickles(path):
+    safe = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {alias.name.split(".")[0] for alias in node.names} | {
                 (getattr(node, "module", None) or "").split(".")[0]
             }
             assert not names & UNPICKLERS, f"line {node.lineno}"
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and isinstance(node.func.value, ast.Name)
-        ):
-            call = f"{node.func.value.id}.{node.func.attr}"
-            assert call != "torch.load" and node.func.attr not in ("load_learner", "read_pickle"), (
-                f"line {node.lineno}"
-            )
-            if call in ("np.load", "numpy.load"):
-                allowed = {k.arg: getattr(k.value, "value", None) for k in node.keywords}.get(
-                    "allow_pickle"
-                )
-                assert allowed is False, f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in ("load_learner", "read_pickle"), f"line {node.lineno}"
+            name, value = safe.get(ast.unparse(node.func), (None, None))
+            given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            assert given.get(name) is value, f"line {node.lineno}"
 
 
 class Attack:

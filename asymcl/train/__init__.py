@@ -7,7 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/train/index.html.md"""
 # %% auto #0
 __all__ = ['AveragePrecision', 'BCL', 'CalibrationError', 'ClassRecall', 'DeferredReweighting', 'KCL', 'KnnAccuracy', 'LDAMLoss',
            'LearnPrototypes', 'LogitAdjustedCrossEntropy', 'NonFiniteError', 'RocAuc', 'TwoStageLearner',
-           'UnweightedAccuracy', 'WeightedAccuracy', 'replay_batch']
+           'UnweightedAccuracy', 'WeightedAccuracy']
 
 # %% ../../nbs/api/train/index.ipynb #5eed0014
 from asymcl.train.baselines import (
@@ -18,7 +18,7 @@ from asymcl.train.baselines import (
     LearnPrototypes,
     LogitAdjustedCrossEntropy,
 )
-from .guards import NonFiniteError, replay_batch
+from .guards import NonFiniteError
 from asymcl.train.metrics import (
     AveragePrecision,
     CalibrationError,
@@ -47,5 +47,4 @@ _all_ = [
     "TwoStageLearner",
     "UnweightedAccuracy",
     "WeightedAccuracy",
-    "replay_batch",
 ]

@@ -52,7 +52,8 @@ from asymcl.train.baselines import (
     untrained_parameters,
     with_loss_parameters,
 )
-from .checkpoint import described_function, fit_kept, object_name, tensors_digest
+from .checkpoint import fit_kept
+from .describe import described_function, object_name, tensors_digest
 from .guards import StopNonFinite, WatchEmbeddings
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy
 from ..views import random_views
