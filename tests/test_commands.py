@@ -143,6 +143,36 @@ def test_help_explains_every_option(name, least, tmp_path):
         assert len(entry.split(maxsplit=2)) == 3, f"no explanation: {entry}"
 
 
+LIGHT = """
+import sys
+from asymcl.cli.{module} import {name}_command
+for arguments in {calls}:
+    try:
+        {name}_command(arguments)
+    except SystemExit:
+        pass
+print(sorted({{"torch", "fastai", "matplotlib"}} & set(sys.modules)))
+"""
+BAD = [["--eta", "x"], ["--eta", "-1"], ["--name", "a/b"], ["--encoder", "vgg"], ["--data", "csv"]]
+
+
+@pytest.mark.parametrize(
+    "module, name, calls",
+    [
+        ("compare", "compare", [["--help"], *BAD]),
+        ("compare", "tune", [["--help"], *BAD, ["--trials", "0"], ["--search-seeds", "1,"]]),
+        ("predict", "predict", [["--help"], ["model"], ["model", "image", "--recall", "2"]]),
+    ],
+)
+def test_help_and_bad_options_import_neither_torch_nor_fastai(module, name, calls, tmp_path):
+    code = LIGHT.format(module=module, name=name, calls=calls)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("error: ") == len(calls) - 1, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.slow
 def test_a_bad_option_exits_2_with_one_line(tmp_path):
     "All of them are tried in nbs/api/cli/compare.ipynb, without a process for each"

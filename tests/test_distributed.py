@@ -417,15 +417,16 @@ def test_command_on_two_ranks_writes_the_usual_report_once(tmp_path):
 FAILING = """
     import sys
     from fastai.torch_core import rank_distrib
-    import asymcl.cli.compare as cli
-    real = cli.compare
+    from asymcl.cli.compare import compare_command
+    from asymcl.compare import experiment
+    real = experiment.compare
     def compare(*arguments):
         runs = real(*arguments)
         yield next(runs)
         if rank_distrib() == 1: raise RuntimeError("device lost")
         yield from runs
-    cli.compare = compare
-    sys.exit(cli.compare_command(sys.argv[1:]))
+    experiment.compare = compare
+    sys.exit(compare_command(sys.argv[1:]))
 """
 
 

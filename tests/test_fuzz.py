@@ -1480,7 +1480,7 @@ def no_training(folder, photos):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "batch_seconds", batch_seconds)
-        for module in (tune, cli):
+        for module in (tune, experiment):
             patch.setattr(module, "compare", compare)
         yield
 
@@ -1488,7 +1488,7 @@ def no_training(folder, photos):
 SMALL = ["--epochs", "1", "--train-total", "60", "--batch-size", "20"]
 
 
-@fuzz(80, given=arguments(cli._parser()))
+@fuzz(80, given=arguments(cli._compare_parser()))
 def test_compare_command(no_training, folder, given):
     command(cli.compare_command, [*SMALL, *given, "--dry-run", "--out", str(folder / "runs")])
     assert not (folder / "runs").exists()

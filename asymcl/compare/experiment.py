@@ -760,7 +760,7 @@ def compare(
     # called with method, seed, epoch (from 1) and validation score after each epoch of stage 1
     on_epoch: Callable | None = None,
     grid: dict | None = None,  # settings with several values each, of VARIED
-    folder=None,  # folder of the records, which exists; None: no records
+    folder=None,  # folder of the records, created if needed; None: no records
     source=None,  # DataSource of this folder, to share loaded data; None: a new one
 ):  # iterator of (ImageData, Run), seed by seed
     """Run every method, combination and seed; each run is handed out as soon as it is done.
@@ -769,6 +769,8 @@ def compare(
     jobs = check_settings(resolved(settings), grid)
     source = source or data_source(jobs, folder)
     check_jobs(jobs, source, folder)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
     while jobs:
         later = []
         for job in jobs:

@@ -63,7 +63,7 @@ class Settings(DataSettings):
 
     methods: tuple = ("CE", "CL", "FCL", "ACL", "AFCL")  # names of the methods
     seeds: tuple = (0, 1)  # seeds of the data draw and of the training
-    encoder: str = "small"  # encoder
+    encoder: str = "small"  # encoder of the images
     weights: str | None = None  # pretrained weights of a ResNet (default: random weights)
     gamma: float = 2.0  # focusing exponent of FCL and AFCL
     eta: float = 10.0  # weight of the negatives' term of ACL and AFCL
@@ -184,7 +184,7 @@ def _check_value(name, value):
 
 # %% ../../nbs/api/core/settings.ipynb #f157c781
 def _check_combination(settings):
-    "Raise ArgumentError for fields that exclude each other"
+    "Raise ArgumentError for fields that exclude or need each other"
     if settings.data != "fashion_mnist" and settings.source == "sample":
         raise ArgumentError("source", f"must be the folder or file of the data {settings.data}")
     for name, value in vars(settings.reading).items():
@@ -193,7 +193,12 @@ def _check_combination(settings):
             raise ArgumentError(
                 name, f"must be left out for data {settings.data}; it is for {users}"
             )
-    if settings.long_tail_ratio is not None and settings.proportions:
+    shares = settings.proportions
+    if shares is not None and (
+        len(shares) < 2 or not all(0 < share < math.inf for share in shares)
+    ):
+        raise ArgumentError("proportions", f"must be two numbers > 0 or more, got {shares}")
+    if settings.long_tail_ratio is not None and shares:
         raise ArgumentError("long_tail_ratio", "and proportions exclude each other: give one")
     if getattr(settings, "weights", None) and settings.encoder == "small":
         raise ArgumentError("weights", "are for resnet18 and resnet50, not for the small encoder")
