@@ -14,11 +14,17 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import get_model
 
 from .core.checks import check_positive
 
 # %% ../nbs/api/models.ipynb #20cc75fe
+def _check_channels(channels):
+    "Raise ValueError unless `channels` is 1 or 3"
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+
+
 def _block(width_in, width_out, stride):
     "3x3 convolution, batch normalisation, ReLU"
     convolution = nn.Conv2d(width_in, width_out, 3, stride, padding=1, bias=False)
@@ -26,35 +32,31 @@ def _block(width_in, width_out, stride):
 
 # %% ../nbs/api/models.ipynb #e5e4327b
 def small_encoder(
-    channels=1,  # of the image: 1 (grey) or 3 (colour)
+    channels=1,  # number of channels of the images: 1 (grey) or 3 (colour)
 ):  # nn.Module: images (n, channels, height, width), about 28 x 28, to features (n, 256)
-    "Four convolutions and a global mean: an encoder that trains on a CPU"
+    "Make an encoder that trains on a CPU: four convolutions and a global mean"
     _check_channels(channels)
-    widths, strides = [channels, 32, 64, 128, 256], [2, 2, 2, 1]
-    blocks = [
-        _block(*wide, stride) for *wide, stride in zip(widths, widths[1:], strides, strict=False)
-    ]
-    encoder = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(
-        memory_format=torch.channels_last
+    encoder = nn.Sequential(
+        _block(channels, 32, stride=2),
+        _block(32, 64, stride=2),
+        _block(64, 128, stride=2),
+        _block(128, 256, stride=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
     encoder.made_by = dict(maker="small_encoder", channels=channels)  # for `build_encoder`
-    return encoder
-
-# %% ../nbs/api/models.ipynb #dcf98a8d
-def _check_channels(channels):
-    "Raise ValueError unless `channels` is 1 or 3"
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+    return encoder.to(memory_format=torch.channels_last)
 
 # %% ../nbs/api/models.ipynb #524f409f
 def resnet_encoder(
     depth=18,  # 18 or 50
-    channels=3,  # of the image: 1 (grey) or 3 (colour)
-    weights=None,  # None: random; "imagenet": torchvision's default weights, downloaded once and checked by hash
-):  # nn.Module: images (n, channels, height, width) to features (n, 512) for depth 18, (n, 2048) for depth 50
-    """ResNet (He et al. 2016) of torchvision without its classifier.
+    channels=3,  # number of channels of the images: 1 (grey) or 3 (colour)
+    weights=None,  # None: random weights; "imagenet": torchvision's, downloaded and checked by hash
+):  # nn.Module: images (n, channels, height, width) to features (n, 512), (n, 2048) for depth 50
+    """Make a ResNet (He et al. 2016) of torchvision without its classifier.
 
-    Raises ValueError for another depth, channels or weights, and ConnectionError when the weights cannot be fetched."""
+    Raises ValueError for another depth, channels or weights, ConnectionError if the download
+    fails."""
     _check_channels(channels)
     if depth not in (18, 50):
         raise ValueError(f"depth must be 18 or 50, got {depth}")
@@ -62,30 +64,22 @@ def resnet_encoder(
         raise ValueError(f"weights must be None or 'imagenet', got {weights!r}")
     name = f"resnet{depth}"
     try:
-        model = get_model(name, weights=get_model_weights(name).DEFAULT if weights else None)
-    except (OSError, RuntimeError) as e:  # RuntimeError: the hash of the download is wrong
+        model = get_model(name, weights=weights and "DEFAULT")
+    except (OSError, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
         raise ConnectionError(
-            f"the ImageNet weights of {name} could not be fetched ({e}); use weights=None for random ones"
-        ) from e
+            f"the ImageNet weights of {name} could not be downloaded ({error}); "
+            "use weights=None for random ones"
+        ) from error
     if channels == 1:
         model.conv1 = _grey(model.conv1)
-    model.fc, model.made_by = (
-        nn.Identity(),
-        dict(maker="resnet_encoder", depth=depth, channels=channels),
-    )  # for `build_encoder`
+    model.fc = nn.Identity()
+    model.made_by = dict(maker="resnet_encoder", depth=depth, channels=channels)
     return model.to(memory_format=torch.channels_last)
 
 # %% ../nbs/api/models.ipynb #cff9e9e0
 def _grey(convolution):
-    "The convolution on one channel that does what `convolution` does on that channel repeated three times"
-    grey = nn.Conv2d(
-        1,
-        convolution.out_channels,
-        convolution.kernel_size,
-        convolution.stride,
-        convolution.padding,
-        bias=False,
-    )
+    "Convolution on one channel, equal to `convolution` on this channel repeated three times"
+    grey = nn.Conv2d(1, convolution.out_channels, 7, stride=2, padding=3, bias=False)
     grey.weight.data = convolution.weight.data.sum(1, keepdim=True)
     return grey
 
@@ -93,13 +87,13 @@ def _grey(convolution):
 def build_encoder(
     made_by,  # dict: maker, "small_encoder" or "resnet_encoder", and its arguments
 ):  # nn.Module with random weights
-    "The encoder of a description, as `made_by` of an encoder holds it. Raises ValueError for any other description."
+    "Make an encoder from its `made_by`. Raises ValueError for any other description."
     makers = dict(small_encoder=small_encoder, resnet_encoder=resnet_encoder)
     try:
-        return makers[made_by["maker"]](
-            **{name: made_by[name] for name in made_by if name not in ("maker", "weights")}
-        )
-    except (KeyError, TypeError) as error:
+        arguments = dict(made_by)
+        arguments.pop("weights", None)
+        return makers[arguments.pop("maker")](**arguments)
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"made_by must name one of {', '.join(makers)} and its arguments, got {made_by!r}"
         ) from error
@@ -107,12 +101,11 @@ def build_encoder(
 # %% ../nbs/api/models.ipynb #6ddfeffb
 def encoder_width(
     encoder,  # nn.Module: images (n, channels, height, width) to features (n, width)
-    images,  # (n, channels, height, width) float: a few images as the encoder will get them
-):  # int, the number of features
-    """Number of features that `encoder` gives; leaves its weights, statistics and mode as they are.
+    images,  # (n, channels, height, width) float: a few training images
+) -> int:  # number of features
+    """Find the number of features of an encoder, which is not changed.
 
-    Raises TypeError if `encoder` is not a module or does not give a tensor, and ValueError for weights that are not float32
-    or have no values, for images that it cannot take, and for an output that is not of shape (n, width)."""
+    Raises TypeError or ValueError for an encoder that cannot be trained on such images."""
     if not isinstance(encoder, nn.Module):
         raise TypeError(f"encoder must be a torch.nn.Module, got {type(encoder).__name__}")
     _check_weights(encoder)
@@ -121,17 +114,18 @@ def encoder_width(
         features = encode(encoder, images)
     except RuntimeError as error:
         raise ValueError(
-            f"encoder fails on images of shape {tuple(images.shape)}, which is (n, channels, height, width): {error}; "
-            "make it for this number of channels and this size"
+            f"encoder fails on images of shape {tuple(images.shape)} (n, channels, height, width): "
+            f"{error}; make it for this number of channels and this size"
         ) from error
     if not isinstance(features, torch.Tensor):
         raise TypeError(
-            f"encoder must give one tensor of features (n, width), got {type(features).__name__}; return one of its entries"
+            "encoder must return one tensor of features (n, width), "
+            f"got {type(features).__name__}; return one of its entries"
         )
     if features.ndim != 2 or len(features) != len(images):
         raise ValueError(
-            f"encoder must give features of shape (n, width), got {tuple(features.shape)} for {len(images)} images; "
-            "end it with nn.Flatten()"
+            f"encoder must return features of shape (n, width), got {tuple(features.shape)} "
+            f"for {len(images)} images; end it with nn.Flatten()"
         )
     return features.shape[1]
 
@@ -156,7 +150,7 @@ def encode(
     encoder,  # nn.Module
     images,  # (n, channels, height, width), on any device
 ):  # features (n, width), on the encoder's device, without gradient
-    "Features of `images` by the encoder in evaluation mode, which leaves the encoder bit for bit as it was"
+    "Compute features in evaluation mode, without any change of the encoder"
     modes = {module: module.training for module in encoder.modules()}
     device = next((p.device for p in encoder.parameters()), images.device)
     try:
@@ -168,18 +162,23 @@ def encode(
 # %% ../nbs/api/models.ipynb #a86d3477
 def encode_all(
     encoder,  # nn.Module
-    loader,  # of batches (images, labels) or (images,), which neither shuffles nor drops the last batch
-):  # features (n, width) and labels (n,), on the encoder's device, without gradient; labels None where there are none
-    "Features and labels of all images of a loader, without augmentation"
+    loader,  # DataLoader of batches (images, labels) or (images,), not shuffled, complete
+):  # features (n, width) and labels (n,), on the encoder's device; labels None if there are none
+    "Compute features of all images of a loader, without augmentation"
     untrained = getattr(loader.dataset, "set_split_idx", None)
+    features, labels = [], []
     with untrained(1) if untrained else nullcontext():
-        batches = [(encode(encoder, x), *y[:1]) for x, *y in loader]
-    x, *y = (torch.cat(o).as_subclass(torch.Tensor) for o in zip(*batches, strict=True))
-    return x, y[0].to(x.device) if y else None
+        for x, *y in loader:
+            features.append(encode(encoder, x))
+            labels += y[:1]
+    features = torch.cat(features).as_subclass(torch.Tensor)
+    if not labels:
+        return features, None
+    return features, torch.cat(labels).as_subclass(torch.Tensor).to(features.device)
 
 # %% ../nbs/api/models.ipynb #ac04846b
 class UnitLength(nn.Module):
-    "Scales each row (n, d) to length one"
+    "Scale each row (n, d) to length one"
 
     def forward(self, x):
         return F.normalize(x, dim=-1)
@@ -187,9 +186,9 @@ class UnitLength(nn.Module):
 # %% ../nbs/api/models.ipynb #1b707349
 def projection_head(
     width,  # number of features of the encoder
-    size=128,  # dimensions of the embedding
+    size=128,  # number of dimensions of the embedding
 ):  # nn.Module: features (n, width) to embeddings (n, size) of length one
-    "Linear, ReLU, linear, unit length: the head of stage 1"
+    "Make the head of stage 1: linear, ReLU, linear, unit length"
     return nn.Sequential(
         nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, size), UnitLength()
     )
@@ -199,26 +198,27 @@ def classification_head(
     width,  # number of features of the encoder
     classes,  # number of classes, >= 2
 ):  # nn.Module: features (n, width) to logits (n, classes)
-    "One linear layer: the head of stage 2"
+    "Make the head of stage 2: one linear layer"
     if classes < 2:
-        raise ValueError(f"classes must be at least 2, got {classes}")
+        raise ValueError(f"classes must be >= 2, got {classes}")
     return nn.Linear(width, classes)
 
 # %% ../nbs/api/models.ipynb #ced069f6
 class NormalizedLinear(nn.Module):
-    "Cosines between features and class weights times `scale`: the head of LDAM (Cao et al. 2019); ValueError for values out of range"
+    "Head of LDAM (Cao et al. 2019): cosines of features and class weights, times `scale`"
 
     def __init__(
         self,
         width,  # number of features
         classes,  # number of classes, >= 2
-        scale=30.0,  # s > 0, as in the loss
+        scale=30.0,  # factor > 0, as in the loss
     ):
         super().__init__()
         if classes < 2:
-            raise ValueError(f"classes must be at least 2, got {classes}")
+            raise ValueError(f"classes must be >= 2, got {classes}")
         check_positive("scale", scale)
-        self.weight, self.scale = nn.Parameter(torch.randn(classes, width)), scale
+        self.weight = nn.Parameter(torch.randn(classes, width))
+        self.scale = scale
 
     def forward(self, features):
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T

@@ -46,29 +46,48 @@ def _resample(images, matrices):
     grid = F.affine_grid(matrices.to(images.dtype), images.shape, align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
+# %% ../nbs/api/views.ipynb #15f7b942
+_RANGES = dict(
+    max_rotate=(0, 180),
+    min_scale=(1e-6, 1),
+    max_aspect=(1, math.inf),
+    max_brightness=(0, math.inf),
+    max_contrast=(0, 1),
+    max_saturation=(0, 1),
+    max_hue=(0, 180),
+    greyscale=(0, 1),
+    blur=(0, 1),
+    max_blur=(1e-6, 1e6),
+)
+
+
+def _check_ranges(**options):
+    "Raise ValueError for an option out of its range"
+    for name, value in options.items():
+        low, high = _RANGES[name]
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be in {low:g}..{high:g}, got {value}")
+
 # %% ../nbs/api/views.ipynb #7bb78abf
 def _random_matrices(
     n, height, width, device, *, min_scale, max_aspect, max_rotate, flip, vertical_flip
 ):
-    "`n` random view matrices"
+    "Draw `n` view matrices"
+    _check_ranges(min_scale=min_scale, max_aspect=max_aspect, max_rotate=max_rotate)
     area, aspect, angle, x, y, mirror = torch.rand(6, n, device=device)
     area = 1 - (1 - min_scale) * area
-    log_aspect = (2 * aspect - 1) * area.log().neg().clamp(max=math.log(max_aspect))
-    scale_x, scale_y = ((area.log() + log_aspect) / 2).exp(), ((area.log() - log_aspect) / 2).exp()
-    shift_x, shift_y = (1 - scale_x) * (2 * x - 1), (1 - scale_y) * (2 * y - 1)
+    log_area = area.log()
+    log_aspect = (2 * aspect - 1) * (-log_area).clamp(max=math.log(max_aspect))
+    scale_x = ((log_area + log_aspect) / 2).exp()
+    scale_y = ((log_area - log_aspect) / 2).exp()
+    shift_x = (1 - scale_x) * (2 * x - 1)
+    shift_y = (1 - scale_y) * (2 * y - 1)
     if flip:
         scale_x = torch.where(mirror < 0.5, scale_x, -scale_x)
     if vertical_flip:
         scale_y = torch.where(torch.rand(n, device=device) < 0.5, scale_y, -scale_y)
-    return _view_matrices(
-        scale_x,
-        scale_y,
-        math.radians(max_rotate) * (2 * angle - 1),
-        shift_x,
-        shift_y,
-        height,
-        width,
-    )
+    angle = math.radians(max_rotate) * (2 * angle - 1)
+    return _view_matrices(scale_x, scale_y, angle, shift_x, shift_y, height, width)
 
 # %% ../nbs/api/views.ipynb #2a416e51
 def _random_light(images, max_brightness, max_contrast):
@@ -98,7 +117,9 @@ def _random_colours(n, max_saturation, max_hue, greyscale, **kwargs):
 
 # %% ../nbs/api/views.ipynb #03d09007
 def _relight(images, max_brightness, max_contrast, max_saturation, max_hue, greyscale):
-    "Images in other light and colour; may change `images`"
+    "Change light and colour; may change `images` in place"
+    _check_ranges(max_brightness=max_brightness, max_contrast=max_contrast)
+    _check_ranges(max_saturation=max_saturation, max_hue=max_hue, greyscale=greyscale)
     contrast, offset = _random_light(images, max_brightness, max_contrast)
     if images.shape[1] != 3 or not (max_saturation or max_hue or greyscale):
         return images.mul_(contrast[..., None]).add_(offset[..., None])
@@ -130,86 +151,53 @@ def _blurred(images, sigma, radius):
 # %% ../nbs/api/views.ipynb #260d973a
 def _random_blur(images, blur, max_blur):
     "Blur a share `blur` of the images, in place"
+    _check_ranges(blur=blur, max_blur=max_blur)
+    if not blur:
+        return images
     chosen, sigma = torch.rand(2, len(images), device=images.device, dtype=images.dtype)
     chosen = (chosen < blur).nonzero().squeeze(1)
-    images[chosen] = _blurred(
-        images[chosen], max_blur * (1 - sigma[chosen]), math.ceil(3 * max_blur)
-    )
+    sigma = max_blur * (1 - sigma[chosen])
+    images[chosen] = _blurred(images[chosen], sigma, math.ceil(3 * max_blur))
     return images
 
-# %% ../nbs/api/views.ipynb #73033ceb
-@torch.no_grad()
-def _draw_views(
-    images,
-    views,
-    max_brightness,
-    max_contrast,
-    max_saturation,
-    max_hue,
-    greyscale,
-    blur,
-    max_blur,
-    **geometry,
-):
-    "The views of `random_views`, its arguments checked"
-    x = images.to(torch.promote_types(images.dtype, torch.float32)).repeat_interleave(views, 0)
-    with torch.autocast(x.device.type, enabled=False):
-        x = _resample(x, _random_matrices(len(x), *x.shape[-2:], x.device, **geometry))
-        if blur:
-            x = _random_blur(x, blur, max_blur)
-        x = _relight(x, max_brightness, max_contrast, max_saturation, max_hue, greyscale)
-    return x.to(images.dtype).unflatten(0, (len(images), views))
-
-# %% ../nbs/api/views.ipynb #15f7b942
-_ALLOWED = {
-    "views": (lambda v: v >= 1, ">= 1"),
-    "max_rotate": (lambda v: 0 <= v <= 180, "in 0..180 degrees"),
-    "min_scale": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "max_aspect": (lambda v: v >= 1, ">= 1"),
-    "max_brightness": (lambda v: v >= 0, ">= 0"),
-    "max_contrast": (lambda v: 0 <= v <= 1, "in 0..1"),
-    "max_saturation": (lambda v: 0 <= v <= 1, "in 0..1"),
-    "max_hue": (lambda v: 0 <= v <= 180, "in 0..180 degrees"),
-    "greyscale": (lambda v: 0 <= v <= 1, "in 0..1, a probability"),
-    "blur": (lambda v: 0 <= v <= 1, "in 0..1, a probability"),
-    "max_blur": (lambda v: 0 < v < math.inf, "> 0 and finite"),
-}
-
-
-def _check_views(images, **options):
-    if not images.is_floating_point():
-        raise TypeError(f"images must be floating point, got {images.dtype}: normalise them")
-    if images.ndim != 4:
-        raise ValueError(f"images must be (n, channels, height, width), got {tuple(images.shape)}")
-    for name, (good, allowed) in _ALLOWED.items():
-        if not good(options[name]):
-            raise ValueError(f"{name} must be {allowed}, got {options[name]}")
-
 # %% ../nbs/api/views.ipynb #6bd71605
+@torch.no_grad()
 def random_views(
-    images,  # (n, channels, height, width) floating point, normalised, on any device
-    views=2,  # views of each image, >= 1
+    images,  # (n, channels, height, width) floating-point, normalised, on any device
+    views=2,  # number of views of each image, >= 1
     *,
-    max_rotate=10.0,  # degrees, 0..180; every view is turned by at most this, either way
-    min_scale=0.5,  # in (0, 1]; smallest share of the area that a crop keeps
-    max_aspect=4
-    / 3,  # >= 1; a crop's width to height, relative to the image's, is between 1/max_aspect and max_aspect
+    max_rotate=10.0,  # largest rotation in degrees, 0..180, in both directions
+    min_scale=0.5,  # smallest share of the area that a crop keeps, > 0 and <= 1
+    max_aspect=4 / 3,  # largest change of the ratio of width to height by a crop, >= 1
     flip=True,  # mirror half of the views left to right
     vertical_flip=False,  # mirror half of the views upside down
-    max_brightness=0.2,  # >= 0, in standard deviations of the training pixels
-    max_contrast=0.2,  # in 0..1; contrast is multiplied by up to 1 +- this
-    max_saturation=0.0,  # in 0..1; saturation is multiplied by up to 1 +- this; 3 channels only, others stay as they are
-    max_hue=0.0,  # degrees, 0..180; colours are turned about the grey axis by up to this, either way; 3 channels only
-    greyscale=0.0,  # in 0..1, probability that a view loses its colour; 3 channels only
-    blur=0.0,  # in 0..1, probability that a view is blurred by a Gaussian
-    max_blur=1.0,  # > 0, pixels; largest standard deviation of that Gaussian
+    max_brightness=0.2,  # largest shift in standard deviations of the training pixels, >= 0
+    max_contrast=0.2,  # largest relative change of the contrast, 0..1
+    max_saturation=0.0,  # largest relative change of the saturation, 0..1; for 3 channels only
+    max_hue=0.0,  # largest rotation about the grey axis in degrees, 0..180; for 3 channels only
+    greyscale=0.0,  # probability that a view loses its colour, 0..1; for 3 channels only
+    blur=0.0,  # probability that a view is blurred by a Gaussian, 0..1
+    max_blur=1.0,  # largest standard deviation of that Gaussian in pixels, > 0
 ) -> torch.Tensor:  # (n, views, channels, height, width), of the images' type and device
-    """Random views of every image of a batch, each with its own crop, rotation, mirroring, light, colour and blur.
+    """Draw views of each image, each with another crop, rotation, mirroring, light and colour.
 
-    Drawn from PyTorch's global generator of the images' device; while off, `vertical_flip`, colour and blur draw nothing.
-    Raises TypeError for images that are not floating point and ValueError for values out of range."""
-    _check_views(**locals())
-    return _draw_views(**locals())
+    Uses PyTorch's random generator of the images' device. Raises TypeError for images that are not
+    floating-point, ValueError for values out of range."""
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating-point, got {images.dtype}: normalise them")
+    if images.ndim != 4 or views < 1:
+        raise ValueError(
+            "images must have shape (n, channels, height, width) and views must be >= 1, "
+            f"got shape {tuple(images.shape)} and {views} views"
+        )
+    geometry = dict(min_scale=min_scale, max_aspect=max_aspect, max_rotate=max_rotate)
+    mirrors = dict(flip=flip, vertical_flip=vertical_flip)
+    x = images.to(torch.promote_types(images.dtype, torch.float32)).repeat_interleave(views, 0)
+    with torch.autocast(x.device.type, enabled=False):
+        matrices = _random_matrices(len(x), *x.shape[-2:], x.device, **geometry, **mirrors)
+        x = _random_blur(_resample(x, matrices), blur, max_blur)
+        x = _relight(x, max_brightness, max_contrast, max_saturation, max_hue, greyscale)
+    return x.to(images.dtype).unflatten(0, (len(images), views))
 
 # %% ../nbs/api/views.ipynb #e5fe58ec
 lesion_views = partial(
@@ -224,7 +212,7 @@ lesion_views = partial(
     greyscale=0.05,
     blur=0.2,
 )
-lesion_views.__doc__ = """`random_views` with values for dermoscopy: a lesion has no up, and its colour matters.
+lesion_views.__doc__ = """Draw views of dermoscopic images: `random_views` with other defaults.
 
-    Any rotation, both mirrors, crops of half the area or more, mild light and colour, few grey and blurred views. Takes
-    the arguments of `random_views`, raises what it raises, and every value can be given anew."""
+    All rotations, both mirrors, crops of half the area or more, mild light and colour, few grey and
+    blurred views. Takes all arguments of `random_views`."""

@@ -29,90 +29,100 @@ def _check_classes(embeddings, labels):
         )
 
 
-def _of_inner(name):
-    "Getter and setter of an attribute of the loss in a wrapper"
-    return lambda self: getattr(self.loss, name), lambda self, v: setattr(self.loss, name, v)
-
-
 def _rows(embeddings, labels):
     "Embeddings (rows, d), and the label of each row"
     views = embeddings.shape[1] if embeddings.ndim == 3 else 1
     return plain_tensor(embeddings).flatten(0, -2), plain_tensor(labels).repeat_interleave(views)
 
 
-@torch.no_grad()
-def _remember(queue, rows, labels):
-    "Put the rows of a batch into a `QueueLoss`, over the oldest ones"
-    size = len(queue.labels)
-    slots = (queue.added + torch.arange(len(rows), device=queue.added.device))[-size:] % size
-    queue.embeddings[slots] = rows[-size:].to(queue.embeddings)
-    queue.labels[slots] = labels[-size:].to(queue.labels)
-    queue.added += len(rows)
+class _Wrapper(nn.Module):
+    "A module with the reduction of the loss inside"
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    @property
+    def reduction(self):
+        return self.loss.reduction
+
+    @reduction.setter
+    def reduction(self, value):
+        self.loss.reduction = value
 
 # %% ../nbs/api/wrappers.ipynb #e26a8b40
-class QueueLoss(nn.Module):
-    """A loss that also compares with the embeddings of earlier batches, which it remembers.
+class QueueLoss(_Wrapper):
+    """Compare a batch also with the embeddings of earlier batches, which are kept in a queue.
 
-    A batch is added after its loss is computed, if gradients are enabled; so validation under `torch.no_grad` adds nothing.
-    For one device: across ranks, `DistributedLoss` raises TypeError. Raises TypeError or ValueError naming the argument."""
+    A batch is added after its loss if gradients are enabled, so validation adds nothing. For one
+    device: `DistributedLoss` raises TypeError. Raises TypeError or ValueError for bad arguments."""
 
     def __init__(
         self,
         loss,  # CL, FCL, ACL or AFCL
         *,
-        embedding_size,  # d, dimensions of the embeddings, >= 1
-        memory_size,  # embeddings remembered, >= 1; views count one each
+        embedding_size,  # number of dimensions of the embeddings, >= 1
+        memory_size,  # number of embeddings in the queue, >= 1; each view is one
     ):
-        super().__init__()
+        super().__init__(loss)
         if getattr(type(loss), "forward", None) is not AsymmetricFocalContrastiveLoss.forward:
             raise TypeError(f"loss must be CL, FCL, ACL or AFCL, got {type(loss).__name__}")
         for name, value in [("embedding_size", embedding_size), ("memory_size", memory_size)]:
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-        self.loss = loss
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         self.register_buffer("embeddings", torch.zeros(memory_size, embedding_size))
         self.register_buffer("labels", torch.zeros(memory_size, dtype=torch.long))
         self.register_buffer("added", torch.zeros((), dtype=torch.long))
 
-    reduction = property(*_of_inner("reduction"), doc="That of the loss inside")
-
     def forward(self, embeddings, labels):
         _check_classes(embeddings, labels)
-        if embeddings.shape[-1] != self.embeddings.shape[1]:
+        size, width = self.embeddings.shape
+        if embeddings.shape[-1] != width:
             raise ValueError(
-                f"embeddings must have width {self.embeddings.shape[1]} as the queue, got {embeddings.shape[-1]}"
+                f"embeddings must have width {width} like the queue, got {embeddings.shape[-1]}"
             )
         self.to(embeddings.device)
-        filled = min(self.added.item(), len(self.labels))
-        queue = dict(reference=self.embeddings[:filled], reference_labels=self.labels[:filled])
-        value = self.loss(embeddings, labels, **(queue if filled else {}))
+        queue = {}
+        filled = min(self.added.item(), size)
+        if filled:
+            queue = dict(reference=self.embeddings[:filled], reference_labels=self.labels[:filled])
+        value = self.loss(embeddings, labels, **queue)
         if torch.is_grad_enabled():
-            _remember(self, *_rows(embeddings, labels))
+            self._remember(*_rows(embeddings, labels))
         return value
 
+    @torch.no_grad()
+    def _remember(self, rows, labels):
+        "Replace the oldest rows of the queue by those of a batch"
+        size = len(self.labels)
+        slots = (self.added + torch.arange(len(rows), device=self.added.device))[-size:] % size
+        self.embeddings[slots] = rows[-size:].to(self.embeddings)
+        self.labels[slots] = labels[-size:].to(self.labels)
+        self.added += len(rows)
+
     def extra_repr(self):
-        return f"embedding_size={self.embeddings.shape[1]}, memory_size={len(self.labels)}"
+        size, width = self.embeddings.shape
+        return f"embedding_size={width}, memory_size={size}"
 
 # %% ../nbs/api/wrappers.ipynb #58a08dd0
-class ForPML(nn.Module):
-    """A loss of this package with the call of PyTorch Metric Learning's losses, for its trainers and wrappers.
+class ForPML(_Wrapper):
+    """Give a loss of this package the call of PyTorch Metric Learning's losses, for its trainers.
 
-    Raises ValueError for a miner's `indices_tuple`."""
+    PML's `CrossBatchMemory` and `SelfSupervisedLoss` accept only PML's own losses and raise an
+    error; as a memory use `QueueLoss`. Raises ValueError for the `indices_tuple` of a miner."""
 
     def __init__(
         self,
         loss,  # CL, FCL, ACL or AFCL
     ):
-        super().__init__()
-        self.loss = loss
-
-    reduction = property(*_of_inner("reduction"), doc="That of the loss inside")
+        super().__init__(loss)
 
     def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
         if indices_tuple is not None:
             raise ValueError(
-                "indices_tuple must be None, because the loss compares each anchor with all others and cannot leave pairs out: "
-                "use no miner, or call the loss itself with pair_mask for its positives"
+                "indices_tuple must be None, because the loss compares each anchor with all others "
+                "and cannot leave pairs out: use no miner, or call the loss itself with pair_mask "
+                "for its positives"
             )
         return self.loss(
             embeddings,
@@ -124,13 +134,13 @@ class ForPML(nn.Module):
 
 # %% ../nbs/api/wrappers.ipynb #dfaa1152
 class FromPML(nn.Module):
-    """A loss of PyTorch Metric Learning that takes embeddings (n, d) or (n, views, d) and one integer label for each image.
+    """Call a loss of PyTorch Metric Learning with embeddings (n, d) or (n, views, d).
 
-    Raises TypeError or ValueError naming the argument."""
+    Raises TypeError or ValueError for bad arguments."""
 
     def __init__(
         self,
-        loss,  # callable: embeddings (n, d) and labels (n,) to a scalar
+        loss,  # callable: embeddings (n, d) and integer labels (n,) to a scalar
     ):
         super().__init__()
         self.loss = loss

@@ -32,6 +32,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..core.files import read_regular, write_atomic
 from ..images.files import ImageFile, decode_files
 from ..models import NormalizedLinear, build_encoder, encode, projection_head
+from ..pretrained import timm_encoder
 from ..views import normalized
 
 # %% ../../nbs/api/infer/model.ipynb #85e150e8
@@ -311,14 +312,30 @@ def threshold(
     return Threshold(label, value, *shares, int(positive.sum()))
 
 # %% ../../nbs/api/infer/model.ipynb #08b3d910
+def _build_encoder(made_by):
+    "Encoder with random weights for its description"
+    if made_by is None:
+        raise ValueError(
+            "it has a custom encoder, which the file does not describe: pass encoder=, a new "
+            "nn.Module of the same architecture (asymcl-predict: --encoder module:function)"
+        )
+    if made_by.get("maker") == "timm_encoder":
+        names = ("name", "channels", "image_size")
+        return timm_encoder(**{name: made_by[name] for name in names}, weights=None)
+    return build_encoder(made_by)
+
+
 def _encoder_description(encoder):
-    "Arguments for `build_encoder`; None for a custom encoder"
+    "Description of an encoder; None for a custom one"
     made_by = getattr(encoder, "made_by", None)
     if made_by is None:
         return None
-    with torch.device("meta"):
-        same = repr(build_encoder(made_by)) == repr(encoder)
-    return made_by if same else None
+    try:
+        with torch.device("meta"):
+            again = _build_encoder(made_by)
+    except ValueError:
+        return None
+    return made_by if repr(again) == repr(encoder) else None
 
 
 def _description(model):
@@ -406,16 +423,6 @@ def _build_head(scale, weight, bias):
     if scale is None:
         return nn.Linear(width, classes, bias=bias is not None)
     return NormalizedLinear(width, classes, scale)
-
-
-def _build_encoder(made_by):
-    "Encoder for its description"
-    if made_by is None:
-        raise ValueError(
-            "it has a custom encoder, which the file does not describe: pass encoder=, a new "
-            "nn.Module of the same architecture (asymcl-predict: --encoder module:function)"
-        )
-    return build_encoder(made_by)
 
 
 def _build_model(description, tensors, encoder):
