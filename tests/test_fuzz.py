@@ -484,7 +484,7 @@ def idx(*shape):
     ),
 )
 def test_read_idx(folder, data):
-    path = folder / "some-idx"
+    path = folder / ("some-idx.gz" if data[:1] == b"\x1f" else "some-idx")
     path.write_bytes(data)
     found = attempt([path], read_idx, path)
     if found is not REFUSED:
@@ -494,7 +494,7 @@ def test_read_idx(folder, data):
 @fuzz(
     40,
     which=st.integers(0, 3),
-    data=st.sampled_from([idx(30, 2, 2), idx(30)]).flatmap(damaged),
+    data=st.sampled_from([idx(30, 28, 28), idx(30)]).flatmap(damaged),
     args=st.fixed_dictionaries(
         {},
         optional=dict(
@@ -531,7 +531,7 @@ def test_fashion_mnist(folder, which, data, args):
         "t10k-labels-idx1-ubyte",
     ]
     for i, name in enumerate(files):
-        (folder / name).write_bytes(data if i == which else idx(*[(30, 2, 2), (30,)][i % 2]))
+        (folder / name).write_bytes(data if i == which else idx(*[(30, 28, 28), (30,)][i % 2]))
     found = attempt(
         [*files, "class", "labels", *args, "image", "proportion", "Fashion"],
         fashion_mnist,
@@ -1187,8 +1187,6 @@ def test_counting_and_drawing(y, numbers, others, x, seed):
     if counts is not REFUSED:
         assert counts.sum() == len(y)
     attempt(NUMBER_NAMES, imbalance.class_counts, y, 4)
-    ratio = attempt(NUMBER_NAMES, imbalance.imbalance_ratio, numbers)
-    assert ratio is REFUSED or 1 <= ratio < math.inf
     found = attempt(NUMBER_NAMES, imbalance.proportional_counts, numbers, others, x)
     assert found is REFUSED or sum(found) == (sum(found) if x is None else x) and min(found) > 0
     if isinstance(x, str | bytes | list):

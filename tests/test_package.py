@@ -127,7 +127,7 @@ def test_console_scripts(wheel, settings):
 @pytest.mark.slow
 def test_wheel_holds_modules_sample_and_licences(wheel):
     names = set(wheel.namelist())
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "asymcl").glob("*.py")}
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "asymcl").rglob("*.py")}
     sample = {p.relative_to(ROOT).as_posix() for p in (ROOT / "asymcl/sample").iterdir()}
     assert modules | sample | {"asymcl/weights/fashion_mnist_eight.safetensors"} <= names
     assert sum(wheel.getinfo(n).file_size for n in sample) <= 2.5e6

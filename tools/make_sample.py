@@ -3,26 +3,27 @@
     python tools/make_sample.py SOURCE_FOLDER [OUT=asymcl/sample]
     python tools/make_sample.py --check SOURCE_FOLDER [OUT=asymcl/sample]
 
-The sample has the same four file names in the same format. It holds two classes: the first 1,900 T-shirts and the
-first 900 shirts of the official training part, and every T-shirt and shirt of the official test part, in the original
-order. The originals are recognised by their MD5 sums, so a training image can come from the training part only.
-`--check` writes nothing and compares the decompressed content (another zlib may compress to other bytes).
+The sample is one file, fashion_mnist.npz, with the arrays train_images, train_labels, test_images and test_labels. It
+holds two classes: the first 1,900 T-shirts and the first 900 shirts of the official training part, and every T-shirt
+and shirt of the official test part, in the original order. The originals are recognised by the MD5 sums of their
+unpacked content, so a training image can come from the training part only. `--check` writes nothing and compares the
+arrays (another zlib may compress to other bytes).
 """
 
 import argparse
 import gzip
 import hashlib
-import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 
+FILE = "fashion_mnist.npz"
 T_SHIRT, SHIRT = 0, 6
 TRAIN_COUNTS = {T_SHIRT: 1900, SHIRT: 900}
 SIZE_LIMIT = 2_500_000  # bytes, everything in the folder
 
-# MD5 of the four files, decompressed.
+# MD5 of the four files, unpacked
 ORIGINALS = {
     "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
     "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
@@ -61,9 +62,10 @@ SOFTWARE.
 def original(folder, name):
     "The content of one original file, gzipped or not, or an error if it is anything else"
     zipped = folder / f"{name}.gz"
-    content = (
-        gzip.decompress(zipped.read_bytes()) if zipped.exists() else (folder / name).read_bytes()
-    )
+    if zipped.exists():
+        content = gzip.decompress(zipped.read_bytes())
+    else:
+        content = (folder / name).read_bytes()
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != ORIGINALS[name]:
         raise ValueError(
@@ -73,11 +75,10 @@ def original(folder, name):
 
 
 def part(folder, name):
-    "Images (n, 28, 28) and labels (n,) of the official part `name`, 'train' or 't10k'"
-    images = np.frombuffer(
-        original(folder, f"{name}-images-idx3-ubyte"), np.uint8, offset=16
-    ).reshape(-1, 28, 28)
-    return images, np.frombuffer(original(folder, f"{name}-labels-idx1-ubyte"), np.uint8, offset=8)
+    "Images (n, 1, 28, 28) uint8 and labels (n,) int64 of the official part `name`, 'train' or 't10k'"
+    images = np.frombuffer(original(folder, f"{name}-images-idx3-ubyte"), np.uint8, offset=16)
+    labels = np.frombuffer(original(folder, f"{name}-labels-idx1-ubyte"), np.uint8, offset=8)
+    return images.reshape(-1, 1, 28, 28), labels.astype(np.int64)
 
 
 def chosen(labels, counts):
@@ -85,27 +86,22 @@ def chosen(labels, counts):
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in counts.items()]))
 
 
-def idx(array):
-    "An IDX file of unsigned bytes: magic, sizes, content"
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
 def sample(source):
-    "File name -> decompressed content of the whole sample"
-    files = {}
-    for name, counts in ("train", TRAIN_COUNTS), ("t10k", dict.fromkeys(TRAIN_COUNTS)):
-        images, labels = part(source, name)
+    "Name -> array of the whole sample"
+    arrays = {}
+    whole = dict.fromkeys(TRAIN_COUNTS)
+    for name, official, counts in (("train", "train", TRAIN_COUNTS), ("test", "t10k", whole)):
+        images, labels = part(source, official)
         keep = chosen(labels, counts)
-        files[f"{name}-images-idx3-ubyte.gz"] = idx(images[keep])
-        files[f"{name}-labels-idx1-ubyte.gz"] = idx(labels[keep])
-    return files
+        arrays[f"{name}_images"] = images[keep]
+        arrays[f"{name}_labels"] = labels[keep]
+    return arrays
 
 
-def write(files, out):
-    "Write the sample: no file name and no time in the gzip headers, so that the bytes are the same every time"
+def write(arrays, out):
+    "Write the sample; the bytes are the same every time, since NumPy writes no time into the archive"
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (out / name).write_bytes(gzip.compress(content, 9, mtime=0))
+    np.savez_compressed(out / FILE, **arrays)
     (out / "LICENSE").write_text(LICENSE, encoding="utf-8")
     size = sum(f.stat().st_size for f in out.iterdir())
     if size > SIZE_LIMIT:
@@ -113,6 +109,18 @@ def write(files, out):
             f"{out} holds {size:,} bytes, at most {SIZE_LIMIT:,} are allowed: lower TRAIN_COUNTS"
         )
     return size
+
+
+def differing(arrays, out):
+    "Names of the arrays that the sample in `out` lacks or holds with other content"
+    with np.load(out / FILE, allow_pickle=False) as found:
+        return [
+            name
+            for name in arrays | dict.fromkeys(found)
+            if name not in arrays
+            or name not in found
+            or not np.array_equal(found[name], arrays[name])
+        ]
 
 
 def main():
@@ -125,14 +133,12 @@ def main():
     )
     parser.add_argument("--check", action="store_true", help="compare OUT with what would be built")
     args = parser.parse_args()
-    files = sample(args.source)
+    arrays = sample(args.source)
     if args.check:
-        differing = [
-            name for name in files if gzip.decompress((args.out / name).read_bytes()) != files[name]
-        ]
-        print(f"differs: {', '.join(differing)}" if differing else f"{args.out}: the same content")
-        sys.exit(bool(differing))
-    print(f"{args.out}: {write(files, args.out):,} bytes")
+        names = differing(arrays, args.out)
+        print(f"differs: {', '.join(names)}" if names else f"{args.out}: the same content")
+        sys.exit(bool(names))
+    print(f"{args.out}: {write(arrays, args.out):,} bytes")
 
 
 if __name__ == "__main__":
