@@ -1,7 +1,11 @@
 """What fastai users do with a Learner works on both stages, or raises an error that says why."""
 
-from unittest.mock import patch
+import importlib
+import sys
+from types import ModuleType
+from unittest.mock import MagicMock, Mock, patch
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -24,7 +28,7 @@ from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 from torch import nn
 
-from asymcl.data.datasets import ImageData
+from asymcl.data.datasets import ImageData, TensorLoader
 from asymcl.losses import AFCL, CL
 from asymcl.train.baselines import (
     BCL,
@@ -507,10 +511,74 @@ def test_errors_of_a_split(split):
     "given, images", [(dict(nrows=2, ncols=4), 8), (dict(unique=True), 1), (dict(max_n=3), 3)]
 )
 def test_show_batch_takes_what_fastai_takes(given, images):
-    with patch("asymcl.data.datasets.show_images") as shown:
-        small_data().dls(16).show_batch(**given)
-    assert len(shown.call_args.args[0]) == images
-    assert shown.call_args.kwargs["nrows"] == given.get("nrows", 1)
+    plt.close("all")
+    small_data().dls(16).show_batch(**given)
+    shown = [ax for ax in plt.gcf().axes if ax.images]
+    assert len(shown) == images and {ax.get_title() for ax in shown} <= {"a", "b"}
+    rows = {ax.get_subplotspec().rowspan.start for ax in shown}
+    assert len(rows) == given.get("nrows", 1)
+
+
+@pytest.fixture
+def tensorboard(monkeypatch):
+    "fastai's module for TensorBoard, with a SummaryWriter that notes what it is given"
+    writer = MagicMock()
+    stub = ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = MagicMock(return_value=writer)
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
+    monkeypatch.delitem(sys.modules, "fastai.callback.tensorboard", raising=False)
+    return importlib.import_module("fastai.callback.tensorboard"), writer
+
+
+def test_tensorboard_shows_images_and_true_classes_in_the_contrastive_stage(tensorboard):
+    module, writer = tensorboard
+    learn = make()
+    learn.fit_contrastive(2, RATE, cbs=module.TensorBoardCallback(n_preds=4))
+    figures = [call.args[1] for call in writer.add_figure.call_args_list]
+    assert len(figures) == 2 and writer.add_graph.called
+    titles = [ax.get_title().split("\n") for ax in figures[0].axes if ax.images]
+    assert titles == [["a", ""], ["b", ""], ["a", ""], ["b", ""]]
+    scalars = {call.args[0] for call in writer.add_scalar.call_args_list}
+    assert {"train_loss", "lr_0", "lr_1", "valid_loss", "knn_unweighted_accuracy"} <= scalars
+
+
+def test_results_of_a_classifier_are_shown():
+    data = small_data()
+    model = nn.Sequential(tiny_encoder(), nn.Linear(6, 2))
+    learn = Learner(data.dls(16), model, loss_func=CrossEntropyLossFlat())
+    with learn.no_bar():
+        learn.show_results(max_n=4, shuffle=False)
+        predicted = learn.get_preds(with_decoded=True)[2]
+    titles = [ax.get_title().split("\n") for ax in plt.gcf().axes if ax.images]
+    assert titles == [["ab"[i % 2], "ab"[predicted[i]]] for i in range(4)]
+    axes = plt.subplots(1, 2)[1]
+    learn.dls.valid.show_results(learn.dls.valid.one_batch(), predicted[:16], ctxs=axes)
+    assert [len(ax.images) for ax in axes] == [1, 1]
+
+
+def test_batches_from_the_cpu_reach_a_gpu_through_pinned_memory():
+    data, moved = small_data(), []
+
+    def pin_memory(tensor):
+        def to(device, non_blocking):
+            moved.append((device.type, non_blocking))
+            return tensor
+
+        return Mock(to=to)
+
+    loader = TensorLoader((data.images, data.labels), bs=16, device="cuda", data_device="cpu")
+    with patch.object(torch.Tensor, "pin_memory", pin_memory):
+        images, labels = next(loader.create_batches(range(16)))
+    assert moved == 2 * [("cuda", True)]
+    assert images.equal(data.images[:16]) and labels.equal(data.labels[:16])
+
+
+def test_results_of_the_head_name_another_way():
+    with pytest.raises(
+        AttributeError, match="call show_results of an ImageLoader, such as dls.valid"
+    ):
+        head_of(make()).show_results()
 
 
 # Changes after the constructor

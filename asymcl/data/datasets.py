@@ -248,9 +248,9 @@ class _Tensors(TensorDataset):
 
     def __getattr__(self, name):
         raise AttributeError(
-            f"a loader over tensors has no {name!r}: fastai's methods that read single items, such as "
-            "plot_top_losses, do not work; show_batch and show_results need an ImageLoader, such as "
-            "those of ImageData.dls"
+            f"a loader over tensors has no {name!r}: methods that read single items, such as fastai's "
+            "plot_top_losses, do not work. To show images with predictions, call show_results of an "
+            "ImageLoader, such as dls.valid of ImageData.dls, with a batch and the class numbers"
         )
 
     @property
