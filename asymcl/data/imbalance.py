@@ -23,14 +23,16 @@ from ..core.checks import whole_numbers
 # %% ../../nbs/api/data/imbalance.ipynb #bb0f744e
 def _label_tensor(labels):
     "`labels` as a CPU int64 tensor (n,), n >= 1"
-    labels = torch.as_tensor(labels).cpu()
+    if not isinstance(labels, torch.Tensor):
+        labels = torch.as_tensor(np.asarray(labels))
     if labels.ndim != 1 or not len(labels):
         raise ValueError(f"labels must be a non-empty vector (n,), got shape {tuple(labels.shape)}")
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels must be integers, got {labels.dtype}: convert them with .long()")
+    labels = labels.cpu().long()
     if labels.min() < 0:
         raise ValueError(f"labels must be >= 0, got {labels.min().item()}")
-    return labels.long()
+    return labels
 
 # %% ../../nbs/api/data/imbalance.ipynb #1a95a54c
 def class_counts(
