@@ -39,6 +39,7 @@ from fastcore.xdg import xdg_cache_home
 from torch.utils.data import TensorDataset
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+from torchvision.utils import make_grid
 
 # %% ../../nbs/api/data/datasets.ipynb #a922eed2
 from ..core.checks import check_seed
@@ -406,22 +407,14 @@ def normalize(
 
 # %% ../../nbs/api/data/datasets.ipynb #da7ade06
 @patch
-def denormalize(
-    self: ImageLoader,
-    images,  # (n, channels, height, width) float32 as in a batch
-) -> torch.Tensor:  # (n, channels, height, width) float32 in 0..1, on the CPU
-    "Turn images of a batch into pixels again, the inverse of `normalize`."
-    mean, std = (stat.cpu()[:, None, None] for stat in (self.mean, self.std))
-    return (images.detach().float().cpu() * std + mean).clamp(0, 1)
-
-
-@patch
 def _pre_show_batch(self: ImageLoader, b, max_n=9):
     "Images, labels and, for each image, a tuple of the image and class names, typed for fastai"
-    images = TensorImage(self.denormalize(b[0][:max_n]).expand(-1, 3, -1, -1))
-    labels = b[1][:max_n] if len(b) > 1 else None
-    if labels is None:
+    mean, std = (stat.cpu()[:, None, None] for stat in (self.mean, self.std))
+    images = (b[0][:max_n].cpu() * std + mean).clamp(0, 1)
+    images = TensorImage(images.expand(-1, 3, -1, -1))
+    if len(b) == 1:
         return images, None, L((image,) for image in images)
+    labels = b[1][:max_n]
     are_classes = labels.ndim == 1 and not labels.is_floating_point()
     titles = [str(self.vocab[c]) for c in labels.tolist()] if are_classes else [""] * len(images)
     items = L(zip(images, map(Category, titles), strict=True))
@@ -474,9 +467,9 @@ def loader(
         raise ValueError(
             f"batch_size must be in 1..{len(indices)}, the images of {split}, got {batch_size}"
         )
-    dataset = _Tensors(self.images, self.labels, rows=indices)
-    options = dict(bs=batch_size, shuffle=shuffle, drop_last=drop_last) | kwargs
-    return ImageLoader(dataset, *self.channel_stats(), self.classes, **options)
+    images = _Tensors(self.images, self.labels, rows=indices)
+    options = dict(shuffle=shuffle, drop_last=drop_last) | kwargs
+    return self.loader_for(images, batch_size=batch_size, **options)
 
 # %% ../../nbs/api/data/datasets.ipynb #1eb5aa8a
 @patch
@@ -698,15 +691,14 @@ def show(
 ):  # matplotlib Figure
     "Show the first images of each class of a split, one row a class."
     indices = self._indices(split)
-    size = (0.8 * n, len(self.classes))
-    fig, axes = plt.subplots(len(self.classes), n, figsize=size, squeeze=False, layout="tight")
-    for c, row in enumerate(axes):
-        images = self.images[indices[self.labels[indices] == c][:n]]
-        for ax, image in zip(row, images, strict=False):
-            show_image(image, ax, cmap="gray", vmin=0, vmax=255)
-        for ax in row:
-            ax.axis("off")
-        row[0].set_title(self.classes[c], loc="left", fontsize=10)
+    n_classes = len(self.classes)
+    fig, axes = plt.subplots(n_classes, squeeze=False, figsize=(0.8 * n, n_classes), layout="tight")
+    for c, ax in enumerate(axes.flat):
+        images = self.images[indices[self.labels[indices] == c][:n]].cpu()
+        row = images.new_full((n, *images.shape[1:]), 255)
+        row[: len(images)] = images
+        show_image(make_grid(row, n, pad_value=255), ax)
+        ax.set_title(self.classes[c], loc="left", fontsize=10)
     return fig
 
 # %% ../../nbs/api/data/datasets.ipynb #77638495

@@ -115,8 +115,8 @@ def long_tail_counts(
             f"long_tail_ratio must be in 1..{largest}, the images of the largest class, "
             f"got {long_tail_ratio}"
         )
-    shares = [long_tail_ratio ** (-c / (n_classes - 1)) for c in range(n_classes)]
-    return [math.floor(largest * share + 1e-9) for share in shares]
+    counts = np.geomspace(largest, largest / long_tail_ratio, n_classes)
+    return np.floor(counts + 1e-9).astype(int).tolist()
 
 # %% ../../nbs/api/data/imbalance.ipynb #a77ffa0b
 def draw_indices(
