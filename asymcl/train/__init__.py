@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/train/index.html.md"""
 
 # %% auto #0
 __all__ = ['AveragePrecision', 'BCL', 'CalibrationError', 'ClassRecall', 'DeferredReweighting', 'KCL', 'KnnAccuracy', 'LDAMLoss',
-           'LearnPrototypes', 'LogitAdjustedCrossEntropy', 'NonFiniteError', 'RocAuc', 'TwoStageLearner',
-           'UnweightedAccuracy', 'WeightedAccuracy']
+           'LearnPrototypes', 'LogitAdjustedCrossEntropy', 'NTXentLoss', 'NonFiniteError', 'RocAuc', 'TwoStageLearner',
+           'UnweightedAccuracy', 'WeightedAccuracy', 'pretrain']
 
 # %% ../../nbs/api/train/index.ipynb #5eed0014
 from asymcl.train.baselines import (
@@ -28,6 +28,7 @@ from asymcl.train.metrics import (
     UnweightedAccuracy,
     WeightedAccuracy,
 )
+from .self_supervised import NTXentLoss, pretrain
 from .two_stage import TwoStageLearner
 
 # %% ../../nbs/api/train/index.ipynb #5eed0015
@@ -42,9 +43,11 @@ _all_ = [
     "LDAMLoss",
     "LearnPrototypes",
     "LogitAdjustedCrossEntropy",
+    "NTXentLoss",
     "NonFiniteError",
     "RocAuc",
     "TwoStageLearner",
     "UnweightedAccuracy",
     "WeightedAccuracy",
+    "pretrain",
 ]
