@@ -1,4 +1,4 @@
-"""One contrastive batch across several devices, and batches larger than the memory of one device.
+"""One contrastive batch across several devices.
 
 Docs: https://asymcl.github.io/asymcl/api/distributed.html.md"""
 
@@ -6,19 +6,17 @@ Docs: https://asymcl.github.io/asymcl/api/distributed.html.md"""
 
 # %% auto #0
 __all__ = ['join_ranks', 'world_size', 'leave_ranks', 'gather_rows', 'mean_over_ranks', 'distributed_loss', 'DistributedLoss',
-           'DistributedMean', 'embed_in_chunks', 'chunk_next_call']
+           'DistributedMean']
 
 # %% ../nbs/api/distributed.ipynb #bc4f8562
 import gc
 import os
-from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from asymcl.losses import (
     AsymmetricFocalContrastiveLoss,
@@ -28,28 +26,27 @@ from asymcl.losses import (
 
 # %% ../nbs/api/distributed.ipynb #f42b6409
 def join_ranks(
-    timeout=600,  # seconds, > 0: how long to wait for a silent rank before this one raises an error
+    timeout=600,  # seconds to wait for a silent rank before an error is raised, > 0
 ):
-    "Join the processes that `torchrun` started, each with its own GPU where there are GPUs; alone, or already joined, do nothing"
+    "Join the processes that `torchrun` started, each with its GPU; alone or joined, do nothing"
     if not timeout > 0:
         raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized():
         return
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout)
-    )
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
 
 # %% ../nbs/api/distributed.ipynb #b53ffd4b
-def world_size():  # int >= 1
-    "Number of ranks of the process group, one where there is none"
+def world_size() -> int:  # number of ranks, >= 1
+    "Return the number of ranks of the process group; 1 without a group"
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 # %% ../nbs/api/distributed.ipynb #9ad43aa5
 def leave_ranks():
-    "Wait for the other ranks and close the process group, which no DDP model may still use; alone, do nothing"
+    "Wait for the other ranks and close the process group; no DDP model may still use it"
     if world_size() == 1:
         return
     dist.barrier()
@@ -75,54 +72,58 @@ class _Gather(torch.autograd.Function):
 
 # %% ../nbs/api/distributed.ipynb #0977680e
 def gather_rows(
-    rows,  # tensor (n, ...) of this rank; n may differ between ranks and may be 0, the rest of the shape may not
-):  # list of tensors, one a rank, in the order of the ranks
-    """Rows of all ranks. Gradients flow back to their owners, summed over ranks, so that all ranks must take part in backward too.
+    rows,  # tensor (n, ...) of this rank; n may differ between ranks and may be 0
+) -> list:  # tensors of all ranks, in the order of the ranks
+    """Gather the rows of all ranks. Gradients flow back to their ranks, summed over ranks.
 
-    Raises ValueError on all ranks where the shapes do not fit together."""
+    All ranks must take part in backward, too. Raises ValueError for shapes that do not fit."""
     if world_size() == 1:
         return [rows]
     rows = rows.as_subclass(torch.Tensor)
     shapes = _Gather.apply(torch.tensor(rows.shape, device=rows.device)).tolist()
     if any(shape[1:] != shapes[0][1:] for shape in shapes):
         raise ValueError(
-            f"rows must have one shape on all ranks but for their number, got {', '.join(map(str, map(tuple, shapes)))}"
+            "rows must have the same shape on all ranks except for their number, got "
+            + ", ".join(str(tuple(shape)) for shape in shapes)
         )
-    most = max(n for n, *_ in shapes)
-    filled = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
-    return [part[:n] for part, (n, *_) in zip(_Gather.apply(filled), shapes, strict=True)]
+    counts = [shape[0] for shape in shapes]
+    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+    gathered = _Gather.apply(torch.cat([rows, padding]))
+    return [part[:n] for part, n in zip(gathered, counts, strict=True)]
 
 # %% ../nbs/api/distributed.ipynb #a167a70c
 def mean_over_ranks(
-    total,  # scalar tensor: sum over this rank's items
-    count,  # how many these are, >= 0
-):  # scalar tensor, of the same value on every rank
-    "Mean over the items of all ranks; its gradients, averaged over ranks as DDP does, are those of this mean"
+    total,  # scalar tensor: sum over the items of this rank
+    count,  # number of these items, >= 0
+):  # scalar tensor with the same value on every rank
+    "Compute the mean over the items of all ranks; DDP averages its gradients to those of the mean"
     sums = torch.stack([total.detach().double(), total.new_tensor(count, dtype=torch.float64)])
     if world_size() > 1:
         dist.all_reduce(sums)
-    mean, n = (sums[0] / sums[1].clamp(min=1)).to(total.dtype), sums[1].clamp(min=1).to(total.dtype)
-    own = total * world_size() / n
+    n = sums[1].clamp(min=1)
+    mean = (sums[0] / n).to(total.dtype)
+    own = total * world_size() / n.to(total.dtype)
     return own + (mean - own).detach()
 
 # %% ../nbs/api/distributed.ipynb #e5e06426
 def _own_sum(columns, labels, averaging, reduction, **settings):
-    "Sum of the losses of this rank's anchors, and how many they are, from the lists of all ranks' embeddings and labels"
+    "Sum of the losses of this rank's anchors and their number, from the lists of all ranks"
     rank = dist.get_rank() if len(columns) > 1 else 0
     own, n = columns[rank], len(columns[rank])
     views = own.shape[1] if own.ndim == 3 else 1
-    if not n:
+    if not n:  # zero with a gradient, since all ranks take part in backward
         return 0 * (sum(part.sum() for part in columns) + settings.get("temperature", 1)), 0
     others = {}
     rest = columns[:rank] + columns[rank + 1 :]
     if sum(map(len, rest)):
         rest_labels = torch.cat(labels[:rank] + labels[rank + 1 :]).repeat_interleave(views, 0)
         others = dict(reference=torch.cat(rest).flatten(0, -2), reference_labels=rest_labels)
+    count = n * views
     if reduction == "mean_positive":
         positive = has_positives(labels[rank], others.get("reference_labels"), views=views)
         count = int(positive.sum()) * views
     else:
-        reduction, count = "mean", n * views
+        reduction = "mean"
     mean = asymmetric_focal_contrastive_loss(
         own, labels[rank], averaging=averaging, reduction=reduction, **others, **settings
     )
@@ -131,48 +132,46 @@ def _own_sum(columns, labels, averaging, reduction, **settings):
 
 # %% ../nbs/api/distributed.ipynb #b133c9a1
 def distributed_loss(
-    embeddings,  # (n, d) or (n, views, d) of this rank's images, of a floating type; n may differ between ranks and be 0
-    labels,  # integers (n,), or soft labels (n, classes); moved to the embeddings' device
+    embeddings,  # (n, d) or (n, views, d) of this rank's images; n may differ between ranks, and be 0
+    labels,  # integers (n,), or soft labels (n, classes)
     *,
     averaging="pairs",  # "pairs" or "batch", which divides by the number of anchors of all ranks
-    reduction="mean",  # over the anchors of all ranks: "mean", "sum", or "mean_positive" over those that have positives on any rank
-    **settings,  # gamma, eta, temperature and others of `asymmetric_focal_contrastive_loss`
-):  # scalar, of the same value on every rank; gradients are to be averaged over ranks, as DDP does
-    """The contrastive loss of the images of all ranks, of which this rank computes its own anchors.
+    reduction="mean",  # over the anchors of all ranks: "mean", "sum" or "mean_positive"
+    **settings,  # gamma, eta and other settings of `asymmetric_focal_contrastive_loss`
+):  # scalar with the same value on every rank; gradients must be averaged over ranks, as DDP does
+    """Compute the contrastive loss of the images of all ranks; each rank computes its own anchors.
 
-    Raises ValueError for `reduction="none"`, `reference` and `pair_mask`, which refer to one rank's images."""
+    Raises ValueError for reduction "none", references and masks, which belong to one rank."""
     if reduction not in ("mean", "sum", "mean_positive"):
         raise ValueError(
             f"across ranks, reduction must be mean, sum or mean_positive, got {reduction!r}"
         )
-    local = [
-        name
-        for name in ("reference", "reference_labels", "pair_mask")
-        if settings.get(name) is not None
-    ]
-    if local or settings.pop("reference_only", False):
+    references = ("reference", "reference_labels", "pair_mask", "reference_only")
+    values = {name: settings.pop(name, None) for name in references}
+    given = [name for name, value in values.items() if value is not None and value is not False]
+    if given or labels is None:
         raise ValueError(
-            f"across ranks, the loss takes embeddings and labels alone, got {', '.join(local) or 'reference_only'}"
+            "across ranks, the loss needs embeddings and labels, and nothing else, "
+            f"got {', '.join(given) or 'no labels'}"
         )
-    if labels is None:
-        raise ValueError("across ranks, labels must be given: they say which images are positives")
     columns = gather_rows(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
     labels = gather_rows(labels.to(embeddings.device))
-    if isinstance(settings.get("temperature"), torch.Tensor):
-        settings["temperature"] = torch.cat(
-            gather_rows(settings["temperature"].reshape(1).to(embeddings.device))
-        ).mean()
+    temperature = settings.get("temperature")
+    if isinstance(temperature, torch.Tensor):
+        own = temperature.reshape(1).to(embeddings.device)
+        settings["temperature"] = torch.cat(gather_rows(own)).mean()
     total, count = _own_sum(columns, labels, averaging, reduction, **settings)
     mean = mean_over_ranks(total, count)
-    return mean * sum(part[..., 0].numel() for part in columns) if reduction == "sum" else mean
+    anchors = sum(part[..., 0].numel() for part in columns)
+    return mean * anchors if reduction == "sum" else mean
 
 # %% ../nbs/api/distributed.ipynb #457e2d8a
 class DistributedLoss(nn.Module):
-    "A contrastive loss over the images of all ranks; in a world of one, the loss itself"
+    "A contrastive loss over the images of all ranks; with one rank, the loss itself"
 
     def __init__(
         self,
-        loss,  # AsymmetricFocalContrastiveLoss or one of its special cases; in a world of one, any callable
+        loss,  # CL, FCL, ACL or AFCL; with one rank, any callable
     ):
         super().__init__()
         self.loss = loss
@@ -182,13 +181,14 @@ class DistributedLoss(nn.Module):
             return self.loss(embeddings, labels, **others)
         if type(self.loss).forward is not AsymmetricFocalContrastiveLoss.forward:
             raise TypeError(
-                f"across ranks, loss must be one of asymcl.losses (CL, FCL, ACL, AFCL), got {type(self.loss).__name__}"
+                "across ranks, loss must be one of asymcl.losses (CL, FCL, ACL, AFCL), "
+                f"got {type(self.loss).__name__}"
             )
         return distributed_loss(embeddings, labels, **others, **self.loss.settings)
 
 # %% ../nbs/api/distributed.ipynb #8c1c2393
 class DistributedMean(nn.Module):
-    "A loss that is a mean over images, as cross-entropy is, over the images of all ranks; in a world of one, the loss itself"
+    "A mean over images, such as cross-entropy, over the images of all ranks"
 
     def __init__(
         self,
@@ -201,60 +201,5 @@ class DistributedMean(nn.Module):
         if world_size() == 1:
             return self.loss(predictions, targets)
         n = len(targets)
-        return mean_over_ranks(
-            self.loss(predictions, targets) * n if n else 0 * predictions.sum(), n
-        )
-
-# %% ../nbs/api/distributed.ipynb #ca471bba
-@contextmanager
-def _buffers_kept(model):
-    "Whatever happens inside, the model's buffers come out as they went in"
-    before = [buffer.clone() for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(model.buffers(), before, strict=True):
-                buffer.copy_(value)
-
-# %% ../nbs/api/distributed.ipynb #aa19d733
-def embed_in_chunks(
-    model,  # nn.Module: images (n, ...) to embeddings (n, d)
-    images,  # (n, ...)
-    size,  # images embedded at a time, >= 1
-    forward=None,  # what embeds a chunk; None: the model itself
-):  # embeddings (n, d); backward embeds them a second time, chunk by chunk
-    """Embeddings of a batch with the activations of one chunk in memory (Gao et al. 2021), by PyTorch's `checkpoint`.
-
-    Batch norm normalises each chunk by its own statistics and updates the running ones once a chunk. Raises ValueError for size < 1."""
-    if size < 1:
-        raise ValueError(f"size must be >= 1 image, got {size}")
-
-    def contexts():
-        return nullcontext(), _buffers_kept(model)  # of the first pass, of the second
-
-    return torch.cat(
-        [
-            checkpoint(forward or model, chunk, use_reentrant=False, context_fn=contexts)
-            for chunk in images.split(size)
-        ]
-    )
-
-# %% ../nbs/api/distributed.ipynb #82842a91
-def chunk_next_call(
-    model,  # nn.Module: images (n, ...) to embeddings (n, d); the module inside, where DDP wraps one
-    size,  # images embedded at a time, >= 1
-):
-    "Let the next call of `model` go through `embed_in_chunks`, and the ones after it not; raises ValueError for size < 1"
-    if size < 1:
-        raise ValueError(f"size must be >= 1 image, got {size}")
-    own = vars(model).get("forward")
-
-    def forward(images):
-        if own:
-            model.forward = own
-        else:
-            del model.forward
-        return embed_in_chunks(model, images, size, model.forward)
-
-    model.forward = forward
+        total = self.loss(predictions, targets) * n if n else 0 * predictions.sum()
+        return mean_over_ranks(total, n)

@@ -54,8 +54,7 @@ class _Wrapper(nn.Module):
 class QueueLoss(_Wrapper):
     """Compare a batch also with the embeddings of earlier batches, which are kept in a queue.
 
-    A batch is added after its loss if gradients are enabled, so validation adds nothing. For one
-    device: `DistributedLoss` raises TypeError. Raises TypeError or ValueError for bad arguments."""
+    A batch is added after its loss, if gradients are enabled. For one device only."""
 
     def __init__(
         self,
@@ -101,8 +100,7 @@ class QueueLoss(_Wrapper):
         self.added += len(rows)
 
     def extra_repr(self):
-        size, width = self.embeddings.shape
-        return f"embedding_size={width}, memory_size={size}"
+        return f"embedding_size={self.embeddings.shape[1]}, memory_size={len(self.labels)}"
 
 # %% ../nbs/api/wrappers.ipynb #58a08dd0
 class ForPML(_Wrapper):

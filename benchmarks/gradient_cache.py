@@ -20,7 +20,7 @@ import torch
 from record import add_options, record, save
 from torch import nn
 
-from asymcl.distributed import embed_in_chunks
+from asymcl.gradient_cache import embed_in_chunks
 from asymcl.losses import AFCL
 from asymcl.models import projection_head, resnet_encoder
 

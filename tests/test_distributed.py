@@ -209,7 +209,11 @@ def test_what_cannot_work_across_ranks_raises_on_all_of_them(ranks):
     world, ask = ranks
     x, y = torch.randn(2 * world, 5), torch.zeros(2 * world, dtype=torch.long)
     errors = [
-        (ValueError, "one shape", ask(gather, [(1, 2 + r) for r in range(world)])),
+        (
+            ValueError,
+            "the same shape on all ranks",
+            ask(gather, [(1, 2 + r) for r in range(world)]),
+        ),
         (
             ValueError,
             "mean, sum or mean_positive, got 'none'",

@@ -39,7 +39,8 @@ from torch.nn.parallel import DistributedDataParallel
 # %% ../../nbs/api/train/two_stage.ipynb #3be4b5c4
 from ..core.files import versions
 from ..data.datasets import SharedLoader, TensorLoader
-from ..distributed import DistributedLoss, chunk_next_call, gather_rows, join_ranks, world_size
+from ..distributed import DistributedLoss, gather_rows, join_ranks, world_size
+from ..gradient_cache import chunk_next_call
 from ..infer.model import Gallery, TrainedModel, fit_temperature, load_model
 from ..losses import LossWithSettings
 from ..metrics import evaluate_predictions
