@@ -4,7 +4,7 @@
 
 Draws a folder of synthetic lesions (JPEG, 600x450 pixels, as HAM10000 has them) and measures in one run, with files in the system's
 memory: decoding by torchvision's transforms, the common way and once an epoch; decoding into the cache by one and by two worker
-processes (cold); opening the cache, digests of all files included (warm start); an epoch from it with and without two random views
+processes (cold); opening the cache (warm start); an epoch from it with and without two random views
 (warm); and a training step of ResNet-18 at 64x64. Rates are medians over the rounds; an image with its two views counts once, and
 the network gets one view of each. The aim: what is delivered warm must not hold ResNet-18 up.
 """
@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from fastai.torch_core import default_device
 from record import add_options, record, save
@@ -24,6 +25,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import Compose, PILToTensor, Resize
 
+from asymcl.data.isic import GROUND_TRUTH, IMAGES
 from asymcl.data.own_images import image_folder
 from asymcl.data.synthetic import synthetic_lesions
 from asymcl.images.files import ImageFile, load_images
@@ -34,25 +36,13 @@ SIZE, BATCH = 64, 128
 
 def draw(folder, images):
     "A folder with a sub-folder of melanomas and one of naevi, `images` in all"
-    lesions = synthetic_lesions(
-        folder / "isic",
-        dict(MEL=images // 4, NV=images - images // 4),
-        photographs=(1, 1),
-        test_share=0.01,
-    )
-    table = (
-        (
-            lesions
-            / "ISIC2018_Task3_Training_GroundTruth"
-            / "ISIC2018_Task3_Training_GroundTruth.csv"
-        )
-        .read_text()
-        .splitlines()[1:]
-    )
-    for image, melanoma in (row.split(",")[:2] for row in table):
-        place = folder / "photos" / ("MEL" if float(melanoma) else "NV")
+    lesions = dict(MEL=images // 8, NV=images - images // 8)  # some with two or three photographs
+    lesions = synthetic_lesions(folder / "isic", lesions, test_share=0.01)
+    truth = pd.read_csv(lesions / GROUND_TRUTH.format("Training"), index_col="image")
+    for image, melanoma in truth.MEL.head(images).items():
+        place = folder / "photos" / ("MEL" if melanoma else "NV")
         place.mkdir(parents=True, exist_ok=True)
-        (lesions / "ISIC2018_Task3_Training_Input" / f"{image}.jpg").rename(place / f"{image}.jpg")
+        (lesions / IMAGES.format("Training") / f"{image}.jpg").rename(place / f"{image}.jpg")
     return folder / "photos"
 
 
@@ -119,9 +109,7 @@ def main():
             "torchvision, 2 workers, every epoch": lambda: common(photos),
             "cold: into the cache, no worker": lambda: cold(files, 0),
             "cold: into the cache, 2 workers": lambda: cold(files, 2),
-            "warm start: digests and mapping": lambda: len(
-                load_images(files, SIZE, cache=cache).images
-            ),
+            "warm start: mapping": lambda: len(load_images(files, SIZE, cache=cache).images),
             "warm: loader": lambda: epoch(loader),
             "warm: loader + two lesion views": lambda: epoch(loader, lesion_views),
             "ResNet-18, one training step": training(device, loader.one_batch()),

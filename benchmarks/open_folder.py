@@ -3,8 +3,8 @@
     python benchmarks/open_folder.py [--images 48000] [--rounds 3] [--out benchmarks/results/open_folder.json]
 
 Draws PNG files of 28x28 pixels in ten sub-folders and opens the folder by `image_folder`: once with an empty cache (each
-file is found, read and decoded), then several times with the full one (each file is found and read, and its contents
-are compared with the cache by SHA-256).
+file is found, read and decoded), then several times with the full one (each file is found, and its size and times are
+compared with the cache).
 """
 
 import argparse

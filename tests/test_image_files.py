@@ -76,10 +76,10 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(photos, expected, tmp_p
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # until the last worker, which has the same stdout, has ended
-    assert list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.images"))
+    assert list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.npy"))
     files = [ImageFile(str(p)) for p in sorted(photos.rglob("*.png"))]
     assert torch.equal(load_images(files, 48, cache=tmp_path).images, expected)
-    assert not list(tmp_path.glob("*.part")) and len(list(tmp_path.glob("*.images"))) == 1
+    assert not list(tmp_path.glob("*.part")) and len(list(tmp_path.glob("*.npy"))) == 1
 
 
 @pytest.mark.slow
@@ -87,21 +87,21 @@ def test_two_writers_at_once_agree(photos, expected, tmp_path):
     writers = [start(photos, tmp_path) for _ in range(2)]
     said = [writer.communicate()[0].split() for writer in writers]
     assert said == [["ready", "240", str(int(expected.long().sum()))]] * 2
-    assert len(list(tmp_path.glob("*.images"))) == 1 and not list(tmp_path.glob("*.part"))
+    assert len(list(tmp_path.glob("*.npy"))) == 1 and not list(tmp_path.glob("*.part"))
 
 
 def test_mapped_images_are_neither_copied_nor_changed(photos, tmp_path):
     data = image_folder(photos, size=48, cache=tmp_path)
-    content = next(tmp_path.glob("*.images")).read_bytes()
+    content = next(tmp_path.glob("*.npy")).read_bytes()
     for split in data.splits:
         assert (
             data.loader(split, 8, device="cpu").dataset.tensors[0].data_ptr()
             == data.images.data_ptr()
         )
     if sys.platform == "linux":
-        assert str(next(tmp_path.glob("*.images"))) in Path("/proc/self/maps").read_text()
+        assert str(next(tmp_path.glob("*.npy"))) in Path("/proc/self/maps").read_text()
     data.images.fill_(7)
-    assert next(tmp_path.glob("*.images")).read_bytes() == content
+    assert next(tmp_path.glob("*.npy")).read_bytes() == content
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_part(photos, tmp_path, monkeypatch):
@@ -110,12 +110,12 @@ def test_a_full_disk_is_an_error_and_leaves_no_part(photos, tmp_path, monkeypatc
     )
     with pytest.raises(OSError, match="No space left"):
         image_folder(photos, size=48, cache=tmp_path)
-    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.images"))
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.npy"))
 
 
 def test_cache_that_cannot_be_written_names_the_folder(photos, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="give another folder, or cache=False"):
+    with pytest.raises(OSError, match="pass another folder, or cache=False"):
         image_folder(photos, size=48, cache=tmp_path / "file")
 
 
@@ -153,7 +153,7 @@ def test_one_picture_of_two_classes_or_two_given_splits_is_a_problem(tmp_path):
     table = saved_thrice(tmp_path)
     options = dict(root=tmp_path, size=20, cache=False, workers=0)
     other_class = table.assign(label=["square", *table.label[1:]])
-    text = "shows the picture of another file, with the classes square and round"
+    text = "shows the same picture as files of the classes square, round"
     with pytest.raises(BadImages, match=text) as raised:
         from_dataframe(other_class, **options)
     assert list(raised.value.problems.file) == list(table.path[:3])
@@ -161,9 +161,11 @@ def test_one_picture_of_two_classes_or_two_given_splits_is_a_problem(tmp_path):
     data = from_dataframe(splits, split_column="split", **options)
     assert [len(i) for i in data.splits.values()] == [30, 6, 12]
     splits.loc[0, "split"] = "test"
-    with pytest.raises(BadImages, match="shows the picture of .*0.png .row 0., which is in test"):
+    with pytest.raises(
+        BadImages, match="0.bmp, row 1: is in train, and its group or an equal image is in test"
+    ):
         from_dataframe(splits, split_column="split", **options)
-    with pytest.warns(UserWarning, match="2 of 48 rows were skipped"):
+    with pytest.warns(UserWarning, match="2 problems were skipped"):
         kept = from_dataframe(splits, split_column="split", on_error="skip", **options)
     assert [len(i) for i in kept.splits.values()] == [27, 6, 13]
 

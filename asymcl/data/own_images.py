@@ -16,33 +16,40 @@ import os
 import re
 import warnings
 import zipfile
+from collections import Counter
 from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.torch_core import to_cpu
+from fastcore.basics import noop
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 # %% ../../nbs/api/data/own_images.ipynb #d0c182a5
 from .datasets import ImageData
 from .imbalance import split_groups
-from ..images.files import ImageFile, load_images, locate
+from ..images.files import ImageFile, inside, load_images
 
 # %% ../../nbs/api/data/own_images.ipynb #04b83b49
 def _listing(problems):
-    "Lines of `file, row: problem`, thirty at most"
-    lines = [
-        f"  {p.file}{f', {p.row}' if p.row else ''}: {p.problem}"
-        for p in problems.head(30).itertuples()
-    ]
-    return "\n".join(lines + ([f"  and {len(problems) - 30} more"] if len(problems) > 30 else []))
+    "Format problems as lines, at most thirty."
+    lines = []
+    for problem in problems.head(30).itertuples():
+        place = f"{problem.file}, {problem.row}" if problem.row else problem.file
+        lines.append(f"  {place}: {problem.problem}")
+    if len(problems) > 30:
+        lines.append(f"  and {len(problems) - 30} more")
+    return "\n".join(lines)
 
 # %% ../../nbs/api/data/own_images.ipynb #fdfd23b9
 class BadImages(ValueError):
-    "Problems of images and rows, found before training; all of them in `problems`, a DataFrame of file, row and problem."
+    """Problems of images and rows, found before training.
+
+    The attribute `problems` is a DataFrame of file, row and problem."""
 
     def __init__(self, problems):
         self.problems = problems
@@ -52,62 +59,49 @@ class BadImages(ValueError):
         )
 
     def __reduce__(self):
-        return type(self), (self.problems,)  # so that it can come from another process
+        return type(self), (self.problems,)  # pickled by a process that sends the error to another
 
 # %% ../../nbs/api/data/own_images.ipynb #c130d768
-def _mark(rows, where, problem):
-    "Note a problem (one text, or a Series of texts) in those of the rows that have none yet"
-    where = where & rows.problem.isna()
-    rows.loc[where, "problem"] = problem[where] if isinstance(problem, pd.Series) else problem
-
-
 def _good(rows):
+    "Select the rows without a problem."
     return rows[rows.problem.isna()]
+
+
+def _add(rows, problems):
+    "Return the rows with problems added to those that had none."
+    return rows.assign(problem=rows.problem.fillna(problems))
 
 # %% ../../nbs/api/data/own_images.ipynb #173e5f33
 def _text(value):
-    "Text of an entry, with 5.0 as 5; empty where it is missing"
-    text = "" if value is None or value is pd.NA or value is pd.NaT else str(value).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if math.isnan(number):
+    "Convert an entry to text, with 5.0 as 5 and a missing value as empty text."
+    text = "" if value is pd.NA or value is pd.NaT or value is None else str(value).strip()
+    if text.lower() == "nan":
         return ""
-    return str(int(number)) if "." in text and number.is_integer() else text
+    whole = re.fullmatch(r"(-?\d+)\.0*", text)
+    return whole[1] if whole else text
+
+
+def _is_fraction(text):
+    "Return whether a text is a number, but not a whole one."
+    try:
+        return not float(text).is_integer()
+    except ValueError:
+        return False
 
 
 def _label(value):
-    "Name of a class, and None; or None, and what is wrong"
-    if isinstance(value, list | tuple):
-        if len(value) != 1:
-            return None, f"has {len(value)} classes: {', '.join(map(str, value))}" if len(
-                value
-            ) else "has no class"
-        return str(value[0]), None
-    text = _text(value)
-    if not text:
-        return None, "has no class"
-    try:
-        whole = float(text).is_integer()
-    except ValueError:
-        whole = True
-    return (
-        (text, None)
-        if whole
-        else (
-            None,
-            f"has the class {text}: names and whole numbers are allowed, a score is no class",
-        )
-    )
+    "Return the name of a class."
+    if not isinstance(value, list | tuple):
+        text = _text(value)
+        if _is_fraction(text):
+            return None, f"has the class {text}; names and whole numbers are allowed"
+        value = [text] if text else []
+    if len(value) > 1:
+        return None, f"has {len(value)} classes: {', '.join(map(str, value))}"
+    return (str(value[0]), None) if value else (None, "has no class")
 
 # %% ../../nbs/api/data/own_images.ipynb #cbdbc4d2
-def _group(value):
-    "Text of a group; None where there is none"
-    return _text(value) or None
-
-# %% ../../nbs/api/data/own_images.ipynb #99f75a85
-_SPLITS = dict(
+_SPLIT_NAMES = dict(
     train="train",
     training="train",
     valid="valid",
@@ -117,490 +111,402 @@ _SPLITS = dict(
     testing="test",
 )
 
+
+def _group(value):
+    "Return the text of a group."
+    text = _text(value)
+    return (text, None) if text else (None, "has no group")
+
+
+def _split(value):
+    "Return the name of a split."
+    name = _SPLIT_NAMES.get(str(value).strip().lower())
+    return (
+        (name, None) if name else (None, f"has the split {value!r}; allowed are train, valid, test")
+    )
+
 # %% ../../nbs/api/data/own_images.ipynb #ad6d015a
-def _located(root, paths):
-    "For each of a table's paths its ImageFile, or a text that says what is wrong"
-    usable = [i for i, p in enumerate(paths) if isinstance(p, str | os.PathLike) and str(p)]
-    files = dict(zip(usable, locate(root, [paths[i] for i in usable]), strict=True))
-    return [
-        path if isinstance(path, ImageFile) else files.get(i, "has no path")
-        for i, path in enumerate(paths)
-    ]
-
-
 def _name(path):
-    "What to call a table's entry"
+    "Return the name of a path in messages."
+    return str(path) if isinstance(path, str | os.PathLike | ImageFile) else "(no path)"
+
+
+def _file(root, resolve_folder, path):
+    "Return the ImageFile of a path."
     if isinstance(path, ImageFile):
-        return Path(path.member or path.path).name
-    return str(path) if isinstance(path, str | os.PathLike) else "(no path)"
+        return path, None
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        return None, "has no path"
+    try:
+        return inside(root, path, resolve_folder), None
+    except ValueError as error:
+        return None, str(error)
 
 # %% ../../nbs/api/data/own_images.ipynb #dd1d4808
-def _rows(table, root, path, label, group, split):
-    "Rows of file, name, row, label, group, split and problem, from the named columns of a table"
-    found = _located(root, table[path].tolist())
-    labels = [_label(value) for value in table[label]]
+def _rows(table, columns):
+    "Convert a table to rows; `columns` maps a name to a column and the function that reads it."
     rows = pd.DataFrame(index=range(len(table)), dtype=object)
-    rows["file"] = pd.Series([f if isinstance(f, ImageFile) else None for f in found], dtype=object)
-    rows["name"] = [_name(p) for p in table[path]]
-    rows["row"] = [i if isinstance(i, str) else f"row {i}" for i in table.index]
-    rows["label"] = [name for name, _ in labels]
-    rows["group"] = [f"only {i}" for i in range(len(rows))]
-    rows["split"] = None
-    rows["problem"] = pd.Series([f if isinstance(f, str) else None for f in found], dtype=object)
-    _mark(rows, rows.label.isna(), pd.Series([problem for _, problem in labels], dtype=object))
-    if group is not None:
-        rows["group"] = [_group(value) for value in table[group]]
-        _mark(rows, rows.group.isna(), "has no group")
-    if split is not None:
-        rows["split"] = [_SPLITS.get(str(s).strip().lower()) for s in table[split]]
-        unknown = [f"has the split {s!r}: train, valid and test are allowed" for s in table[split]]
-        _mark(rows, rows.split.isna(), pd.Series(unknown))
+    rows["group"] = range(len(table))
+    rows["split"] = rows["problem"] = pd.Series(None, rows.index, dtype=object)
+    for name, (column, read) in columns.items():
+        if column is not None:
+            pairs = [read(value) for value in table[column]]
+            rows[name] = pd.Series([value for value, _ in pairs], dtype=object)
+            rows = _add(rows, {i: problem for i, (_, problem) in enumerate(pairs) if problem})
+    if rows.split.notna().any() and "train" not in set(rows.split):
+        raise ValueError("splits must have images of train")
     return rows
 
-# %% ../../nbs/api/data/own_images.ipynb #784751c9
-def _where(row):
-    return f" ({row})" if row else ""
-
-
-def _mark_repeats(rows, column, text):
-    "Note rows that repeat an earlier one in `column`, and all of those that do so with another label"
-    good = _good(rows)
-    repeated = good[good.duplicated(column, keep=False)]
-    for _, same in repeated.groupby(column, sort=False):
-        labels, first = same.label.unique(), same.iloc[0]
-        if len(labels) > 1:
-            problem = f"{text}, with the classes {' and '.join(labels)}"
-            rows.loc[same.index, "problem"] = problem
-        else:
-            problem = f"{text}, first as {first['name']}{_where(first.row)}"
-            rows.loc[same.index[1:], "problem"] = problem
-
 # %% ../../nbs/api/data/own_images.ipynb #c973f5df
-def _mark_classes(rows, classes):
-    "Note rows of unknown classes, and classes without rows; returns the table, with rows for the latter"
-    if classes is None:
-        return rows
-    known = ", ".join(classes)
-    unknown = pd.Series(
-        [f"has the unknown class {label}: known are {known}" for label in rows.label],
-        index=rows.index,
-    )
-    _mark(rows, ~rows.label.isin(classes), unknown)
-    there = set(rows.label)
-    empty = [
-        dict(name=f"class {c}", row="", label=c, problem="has no image")
-        for c in classes
-        if c not in there
-    ]
-    return (
-        pd.concat([rows, pd.DataFrame(empty, dtype=object)], ignore_index=True) if empty else rows
-    )
+def _unknown_classes(rows, classes):
+    "Find rows of classes that are not in the list."
+    return {
+        i: f"has the unknown class {label}; known are {', '.join(classes)}"
+        for i, label in rows.label.items()
+        if label not in classes
+    }
 
 
-def _class_names(rows, classes):
-    "Classes of the good rows, in the order asked for, or the largest first"
-    labels = _good(rows).label
-    there = set(labels)
-    return [c for c in (classes or _largest_first(labels, there)) if c in there]
-
-
-def _largest_first(labels, names):
-    counts = labels.value_counts()
-    return sorted(names, key=lambda c: (-counts.get(c, 0), c))
-
-# %% ../../nbs/api/data/own_images.ipynb #75f5776e
-def _load(rows, decoding):
-    "Images of the good rows; notes what is wrong, with the files' digests, modes and places among the images"
-    good = _good(rows).index
-    loaded = load_images(rows.file[good], **decoding)
-    rows["digest"], rows["mode"], rows["place"], rows["picture"] = None, None, -1, -1
-    rows.loc[good, "digest"], rows.loc[good, "mode"] = loaded.digests, loaded.modes
-    rows.loc[good[list(loaded.problems)], "problem"] = list(loaded.problems.values())
-    rows.loc[_good(rows).index, "place"] = range(len(loaded.images))
-    rows.loc[_good(rows).index, "picture"] = _pictures(loaded.images)
-    _mark_repeats(rows, "digest", "has the contents of another file")
-    return loaded.images
+def _largest_first(names, labels):
+    "Sort names of classes by the number of their labels."
+    counts = Counter(labels)
+    return sorted(names, key=lambda name: (-counts[name], name))
 
 # %% ../../nbs/api/data/own_images.ipynb #3d5aebd7
 def _pictures(images):
-    "Number of the picture of each image, (n,) int64: one number for equal pixels"
-    flat = images.flatten(1).numpy()
-    middle = flat.shape[1] // 2
-    keys = [some.tobytes() for some in flat[:, max(0, middle - 32) : middle + 32]]
-    for i in np.flatnonzero(pd.Series(keys, dtype=object).duplicated(keep=False)):
-        keys[i] += hashlib.sha256(flat[i]).digest()
-    return pd.factorize(np.array(keys, dtype=object))[0]
+    "Number the images (n,), with the same number for equal pixels."
+    hashes = [hashlib.sha256(image).digest() for image in images.numpy()]
+    return pd.factorize(np.array(hashes, dtype=object))[0]
 
 
-def _joined(groups, pictures):
-    "Groups (n,) int64, those joined that share a picture"
-    n = len(groups)
-    # images are edges of a graph between groups (numbers below n) and pictures (n and above)
-    edges = coo_array((np.ones(n), (groups, n + pictures)), shape=(2 * n, 2 * n))
-    return connected_components(edges, directed=False)[1][groups].astype(np.int64)
+def _decode(rows, options):
+    "Decode the files of rows; return the images, and the rows with modes, pictures and problems."
+    good = _good(rows)
+    loaded = load_images(good.file, **options)
+    rows = _add(rows, {good.index[i]: problem for i, problem in loaded.problems.items()})
+    modes = pd.Series(loaded.modes, good.index, dtype=object)
+    pictures = pd.Series(_pictures(loaded.images), _good(rows).index)
+    return loaded.images, rows.assign(mode=modes, picture=pictures)
 
 # %% ../../nbs/api/data/own_images.ipynb #53ab2345
-_CLEANNESS = dict(train=0, valid=1, test=2)
-
-
-def _mark_copies(rows):
-    "Note rows of one picture with several classes, or that are also in a cleaner split"
-    good = _good(rows)
-    copies = good[good.duplicated("picture", keep=False)]
-    for _, same in copies.groupby("picture", sort=False):
-        labels, rank = same.label.unique(), same.split.map(_CLEANNESS)
-        if len(labels) > 1:
-            problem = f"shows the picture of another file, with the classes {' and '.join(labels)}"
-            rows.loc[same.index, "problem"] = problem
-        elif (leaking := rank < rank.max()).any():
-            kept = same[~leaking].iloc[0]
-            problem = (
-                f"shows the picture of {kept['name']}{_where(kept.row)}, which is in {kept.split}"
-            )
-            rows.loc[same.index[leaking], "problem"] = problem
-
-
 def _join_groups(rows):
-    "Give rows that share a picture, or a group with such a row, one group"
-    good = _good(rows)
-    if good.picture.duplicated().any():
-        groups = _joined(pd.factorize(good.group)[0], pd.factorize(good.picture)[0])
-        rows.loc[good.index, "group"] = [f"joined {g}" for g in groups]
+    "Return the rows with groups joined that share a picture."
+    n = len(rows)
+    groups = pd.factorize(rows.group)[0]
+    pictures = n + pd.factorize(rows.picture)[0]
+    edges = coo_array((np.ones(n), (groups, pictures)), shape=(2 * n, 2 * n))
+    return rows.assign(group=connected_components(edges, directed=False)[1][groups])
+
+# %% ../../nbs/api/data/own_images.ipynb #870e620a
+def _class_conflicts(rows):
+    "Find rows with equal pixels and different classes."
+    copies = rows[rows.duplicated("picture", keep=False)]
+    classes = {picture: labels.unique() for picture, labels in copies.groupby("picture").label}
+    return {
+        i: f"shows the same picture as files of the classes {', '.join(classes[picture])}"
+        for i, picture in copies.picture.items()
+        if len(classes[picture]) > 1
+    }
 
 # %% ../../nbs/api/data/own_images.ipynb #f6fee2f6
 def _warn_modes(rows):
-    "Warn of files of different kinds"
-    counts = pd.crosstab(rows["mode"].astype(str), rows.label.astype(str))
-    deep = [mode for mode in counts.index if mode.startswith("I")]
-    if len(counts) < 2 and not deep:
-        return
-    parts = [
-        f"{mode} ({', '.join(f'{n} of {c}' for c, n in row.items() if n)})"
-        for mode, row in counts.iterrows()
-    ]
-    one_sided = [mode for mode, row in counts.iterrows() if (row > 0).sum() == 1]
-    hint = (
-        f"; {' and '.join(one_sided)} in one class only, which a network could learn instead of the class"
-        if one_sided
-        else ""
-    )
-    dark = (
-        f"; {' and '.join(deep)} divided by 257, so a scan of fewer than 16 bits comes out dark"
-        if deep
-        else ""
-    )
-    warnings.warn(
-        f"files of different kinds were all converted: {', '.join(parts)}{hint}{dark}", stacklevel=5
-    )
+    "Warn about files of different modes, and of more than 8 bits."
+    counts = pd.crosstab(rows["mode"], rows.label)
+    if len(counts) > 1 or counts.index[0].startswith("I"):
+        warnings.warn(
+            "files were converted to 8 bits and one mode (16-bit pixels were divided by 257); "
+            f"a network can learn a mode that is in one class only:\n{counts.to_string()}",
+            stacklevel=3,
+        )
 
 # %% ../../nbs/api/data/own_images.ipynb #c7e0ae5d
-def _missing(rows):
-    "Splits to be dealt out, the training split first"
-    given = set(rows.split.dropna())
-    return ["train"] + [split for split in ("valid", "test") if split not in given]
+_SPLITS = ("train", "valid", "test")  # a group in two of them is kept in the later one
 
 
-def _mark_leaks(rows):
-    "Note rows whose group is also in a split that has to be kept cleaner"
-    good = _good(rows)
-    rank = good.split.map(_CLEANNESS)
-    cleanest = rank.groupby(good.group).transform("max")
-    where = rows.index.isin(good.index[(rank < cleanest).fillna(False)])
-    _mark(rows, where, "has its group in two splits, which would leak")
+def _leaks(rows):
+    "Find rows whose group is also in a later split."
+    place = rows.split.map({split: i for i, split in enumerate(_SPLITS)}).astype(float)
+    last = place.groupby(rows.group).transform("max")
+    leaking = rows[place < last]
+    return {
+        i: f"is in {split}, and its group or an equal image is in {_SPLITS[int(last[i])]}"
+        for i, split in leaking.split.items()
+    }
+
+
+def _drawn_splits(given):
+    "Return the splits to draw: train, and those that are not given."
+    return [split for split in _SPLITS if split == "train" or split not in set(given)]
 
 # %% ../../nbs/api/data/own_images.ipynb #543c9aa4
-def _mark_small(rows):
-    "Note rows of classes that have too few groups for the splits to be dealt out, or no image in a split that is given; until none is left"
-    before = rows.problem.notna().sum()
-    needed, good = len(_missing(_good(rows))), _good(rows)
-    dealt = good[good.split.isna() | (good.split == "train")]
-    for split in sorted(set(good.split.dropna()) - {"train"}):
-        for label in set(good.label) - set(good.label[good.split == split]):
-            _mark(
-                rows, rows.label == label, f"has the class {label}, of which {split} has no image"
-            )
-    groups = dealt.groupby("label").group.nunique().reindex(good.label.unique(), fill_value=0)
-    for label, n in groups[groups < needed].items():
-        images = int((dealt.label == label).sum())
-        _mark(
-            rows,
-            rows.label == label,
-            f"has the class {label} with {images} image{'s' * (images != 1)} in {n} group{'s' * (n != 1)}, "
-            f"{needed} groups are needed for {' and '.join(_missing(good))}",
-        )
-    if rows.problem.notna().sum() > before:
-        _mark_small(rows)
+def _small_classes(rows):
+    "Find rows of classes that cannot be in every split."
+    drawn = _drawn_splits(rows.split)
+    given = [split for split in _SPLITS if split not in drawn]
+    problems = {}
+    for label, same in rows.groupby("label"):
+        n = same[~same.split.isin(given)].group.nunique()
+        if n < len(drawn):
+            problem = f"class {label} has too few groups ({n}) to draw {', '.join(drawn)}"
+            problems |= dict.fromkeys(same.index, problem)
+        elif missing := set(given) - set(same.split):
+            problem = f"class {label} has no image in the given split {', '.join(missing)}"
+            problems |= dict.fromkeys(same.index, problem)
+    return problems
 
 # %% ../../nbs/api/data/own_images.ipynb #8c8a56a5
-def _deal(labels, groups, given, shares, seed):
-    "Dict of split -> indices, from the splits given (names or None) and shares of train, valid and test for the others"
-    given = pd.Series(given, dtype=object)
-    drawn = _missing(pd.DataFrame(dict(split=given)))
-    open_ = torch.tensor((given.isna() | (given == "train")).to_numpy()).nonzero().flatten()
-    wanted = [dict(train=shares[0], valid=shares[1], test=shares[2])[split] for split in drawn]
-    parts = split_groups(labels[open_], groups[open_], wanted, torch.Generator().manual_seed(seed))
-    found = {
-        split: torch.tensor((given == split).to_numpy()).nonzero().flatten()
-        for split in ("valid", "test")
-    }
-    found |= {split: open_[part] for split, part in zip(drawn, parts, strict=True)}
-    lacking = [
-        split for split in found if set(labels.tolist()) - set(labels[found[split]].tolist())
-    ]
-    if lacking:
-        raise ValueError(
-            f"groups that hold several classes cannot be dealt out so that {' and '.join(lacking)} has every class: "
-            f"try another seed than {seed}, or give the splits"
-        )
-    return {split: found[split] for split in ("train", "valid", "test")}
+def _draw_splits(labels, groups, given, shares, seed):
+    "Return the indices of each split; splits that are not given are drawn from train."
+    drawn = _drawn_splits(given)
+    wanted = [share for split, share in zip(_SPLITS, shares, strict=True) if split in drawn]
+    splits = {split: torch.tensor(np.flatnonzero(given == split)) for split in _SPLITS}
+    open_rows = torch.tensor(np.flatnonzero(~given.isin(["valid", "test"])))
+    generator = torch.Generator().manual_seed(seed)
+    parts = split_groups(labels[open_rows], groups[open_rows], wanted, generator)
+    splits |= {split: open_rows[part] for split, part in zip(drawn, parts, strict=True)}
+    for split, rows in splits.items():
+        if len(labels[rows].unique()) < len(labels.unique()):
+            raise ValueError(
+                f"a class has no image in {split}, because groups have several classes: "
+                f"try another seed than {seed}, or give the splits"
+            )
+    return splits
+
+# %% ../../nbs/api/data/own_images.ipynb #d02af15a
+def _image_data(rows, images, kept, classes, shares, seed, **about):
+    "Return rows, and the images that are kept (a mask), as ImageData."
+    labels = torch.tensor(pd.Index(classes, dtype=object).get_indexer(rows.label))
+    groups = torch.tensor(pd.factorize(rows.group)[0])
+    return ImageData(
+        images if kept.all() else images[torch.tensor(kept)],
+        labels,
+        tuple(classes),
+        _draw_splits(labels, groups, rows.split, shares, seed),
+        seed=seed,
+        groups=groups,
+        **about,
+    )
 
 # %% ../../nbs/api/data/own_images.ipynb #1ae6c185
 def _check_table(table, columns, source):
-    "Raise ValueError for a column that is not there, or a table without rows"
-    for column in [*columns[:2], *(c for c in columns[2:] if c is not None)]:
-        if list(table.columns).count(column) > 1:
-            raise ValueError(f"the column {column!r} must be there once in {source}")
-        if column not in table:
-            raise ValueError(
-                f"there is no column {column!r} in {source}, but {', '.join(map(repr, table.columns))}"
-            )
+    "Raise ValueError for a missing column or an empty table."
+    names = table.columns.tolist()
+    for column in columns:
+        if column is not None and names.count(column) != 1:
+            found = ", ".join(map(repr, names))
+            raise ValueError(f"{source} must have one column {column!r}, found {found}")
     if not len(table):
-        raise ValueError(f"there is no row in {source}")
+        raise ValueError(f"{source} has no rows")
+
+
+def _check_request(classes, shares, seed):
+    "Raise ValueError for invalid classes, shares or seeds."
+    if isinstance(classes, str) or len(set(map(str, classes or ()))) < len(classes or ()):
+        raise ValueError(f"classes must be a list of different names, got {classes!r}")
+    if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
+        raise ValueError(f"shares must be three numbers > 0, got {shares!r}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number in 0..2**63 - 1, got {seed!r}")
+
+# %% ../../nbs/api/data/own_images.ipynb #3eeaf48b
+def _report(rows, classes, on_error):
+    "Raise BadImages or warn; return the table of problems, or None if there are none."
+    bad = rows[rows.problem.notna()]
+    records = list(zip(bad["name"], bad.row, bad.problem, strict=True))
+    empty = [name for name in classes or () if name not in set(rows.label)]
+    records += [(f"class {name}", "", "has no image") for name in empty]
+    if not records:
+        return None
+    problems = pd.DataFrame(records, columns=["file", "row", "problem"])
+    if on_error == "raise":
+        raise BadImages(problems)
+    warnings.warn(f"{len(problems)} problems were skipped:\n{_listing(problems)}", stacklevel=3)
+    return problems
 
 # %% ../../nbs/api/data/own_images.ipynb #1897b699
-def from_dataframe(
-    table,  # pandas DataFrame, one row an image
-    path_column="path",  # of paths below `root`
-    label_column="label",  # of names or whole numbers
-    *,
-    root=".",  # folder that holds all files; nothing outside it is read
-    group_column=None,  # of what the image shows (a patient, a lesion); its images share a split
-    split_column=None,  # of train, valid or test; those that do not occur are dealt out of train
-    classes=None,  # names in their order, others are a problem; None: all that occur, the largest first
-    shares=(0.7, 0.15, 0.15),  # of train, valid and test, for what is dealt out
-    seed=0,  # of the dealing
-    on_error="raise",  # "raise": BadImages for any problem; "skip": leave those rows out, and warn
-    name="table",  # of the data set
-    source="a DataFrame",  # where it is from
-    **decoding,  # of load_images: size, channels, fit, max_pixels, cache, cache_limit, workers
-) -> ImageData:  # images uint8 (n, channels, size, size)
-    """Images from files that a table lists. Every problem is found before it returns.
+def _check_rows(rows, classes, decoding):
+    "Decode the files of rows and find all problems; return images, their index, and rows."
+    if classes is not None:
+        rows = _add(rows, _unknown_classes(_good(rows), classes))
+    images, rows = _decode(rows, decoding)
+    decoded = _good(rows).index
+    rows = _add(rows, _class_conflicts(_good(rows)))
+    rows = rows.assign(group=_join_groups(_good(rows)).group)
+    rows = _add(rows, _leaks(_good(rows)))
+    return images, decoded, _add(rows, _small_classes(_good(rows)))
 
-    Raises BadImages, and ValueError for a missing column, an empty table, or fewer than two classes left."""
+# %% ../../nbs/api/data/own_images.ipynb #9bf7fecb
+def from_dataframe(
+    table,  # pandas DataFrame with one row per image
+    path_column="path",  # column of paths, relative to `root`
+    label_column="label",  # column of labels: names or whole numbers
+    *,
+    root=".",  # folder that contains all files
+    group_column=None,  # column of groups (patients, lesions); images of a group share a split
+    split_column=None,  # column of splits: train, valid, test; missing ones are drawn from train
+    classes=None,  # names of the classes in order; None: all, the largest first
+    shares=(0.7, 0.15, 0.15),  # shares of train, valid and test, for splits that are drawn
+    seed=0,  # seed of the drawn splits
+    on_error="raise",  # "raise" BadImages for any problem, or "skip" rows with problems and warn
+    name="table",  # name of the data set
+    source="a DataFrame",  # origin of the data set
+    **decoding,  # arguments of `load_images`: size, channels, fit, cache, cache_limit, workers
+) -> ImageData:
+    """Load the image files that a table lists.
+
+    Raises BadImages with all problems of files and rows, ValueError for a missing column, an empty
+    table, or fewer than two classes."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
     _check_request(classes, shares, seed)
-    _check_table(table, (path_column, label_column, group_column, split_column), source)
-    rows = _rows(table, root, path_column, label_column, group_column, split_column)
-    return _build(rows, classes, shares, seed, on_error, name, source, decoding)
-
-# %% ../../nbs/api/data/own_images.ipynb #ff0c9bdb
-def _check_request(classes, shares, seed):
-    if (
-        isinstance(classes, str)
-        or classes is not None
-        and len(set(map(str, classes))) < len(classes)
-    ):
-        raise ValueError(f"classes must be a list of names, each once, got {classes!r}")
-    if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
-        raise ValueError(
-            f"shares must be three numbers > 0, of train, valid and test, got {shares!r}"
-        )
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}, below 2**63")
-
-# %% ../../nbs/api/data/own_images.ipynb #b41d07ce
-def _note_problems(rows, classes, decoding):
-    "Note all problems; returns the rows, with one for each empty class, and the images of the rows that could be decoded"
-    _mark_repeats(rows, "name", "is listed twice")
-    rows = _mark_classes(rows, classes)
-    images = _load(rows, decoding)
-    _mark_copies(rows)
-    _mark_leaks(rows)
-    _join_groups(rows)
-    _mark_small(rows)
-    return rows, images
-
-
-def _build(rows, classes, shares, seed, on_error, name, source, decoding):
-    "ImageData from rows"
+    columns = (path_column, label_column, group_column, split_column)
+    _check_table(table, columns, source)
     classes = None if classes is None else [str(c) for c in classes]
-    given = sorted(set(rows.split.dropna()))
-    if given and "train" not in given:
-        raise ValueError(f"{source} has rows of the split {' and '.join(given)} but none of train")
-    rows, images = _note_problems(rows, classes, decoding)
-    names, good = _class_names(rows, classes), _good(rows)
-    skipped = _report(rows, names, on_error)
-    _warn_modes(good)
-    if len(good) < len(images):  # some decoded images have got a problem since
-        images = images[torch.tensor(good.place.tolist())]
-    labels = torch.as_tensor(pd.Categorical(good.label, names).codes.astype("int64"))
-    groups = torch.as_tensor(pd.factorize(good.group)[0])
-    splits = _deal(labels, groups, good.split.tolist(), shares, seed)
-    return ImageData(
-        images,
-        labels,
-        tuple(names),
-        splits,
-        name,
-        source,
-        seed,
-        groups,
-        files=tuple(map(str, good.file)),
-        skipped=skipped,
-        fit=decoding.get("fit", "squish"),
-    )
-
-# %% ../../nbs/api/data/own_images.ipynb #3eeaf48b
-def _report(rows, names, on_error):
-    "Raise or warn for the rows with problems; returns them as a table of file, row and problem, None where there are none"
-    problems = (
-        rows[rows.problem.notna()]
-        .rename(columns=dict(name="file", file="_"))[["file", "row", "problem"]]
-        .reset_index(drop=True)
-    )
-    if len(problems) and on_error == "raise":
-        raise BadImages(problems)
-    if len(names) < 2 and len(problems):
-        raise ValueError(
-            f"fewer than two classes are left when rows with problems are skipped:\n{_listing(problems)}"
-        )
+    readers = (partial(_file, root, cache(os.path.realpath)), _label, _group, _split)
+    names = ("file", "label", "group", "split")
+    rows = _rows(table, dict(zip(names, zip(columns, readers, strict=True), strict=True)))
+    rows["name"] = pd.Series([_name(path) for path in table[path_column]], dtype=object)
+    rows["row"] = [i if isinstance(i, str) else f"row {i}" for i in table.index]
+    images, decoded, rows = _check_rows(rows, classes, decoding)
+    skipped = _report(rows, classes, on_error)
+    good = _good(rows)
+    found = set(good.label)
+    names = [c for c in classes or _largest_first(found, good.label) if c in found]
     if len(names) < 2:
         raise ValueError(f"at least two classes are needed, found {', '.join(names) or 'none'}")
-    if not len(problems):
-        return None
-    warnings.warn(
-        f"{len(problems)} of {len(rows)} rows were skipped:\n{_listing(problems)}", stacklevel=4
-    )
-    return problems
+    _warn_modes(good)
+    kept = decoded.isin(good.index)
+    about = dict(name=name, source=source, skipped=skipped, fit=decoding.get("fit", "squish"))
+    about["files"] = tuple(map(str, good.file))
+    return _image_data(good, images, kept, names, shares, seed, **about)
 
 # %% ../../nbs/api/data/own_images.ipynb #13fe6e80
 def read_table(
-    data,  # bytes of a CSV in UTF-8, with a line of column names
-    source,  # what to call it in errors
-) -> pd.DataFrame:  # of text; empty fields are missing; the index holds the lines, as "line 7"
-    "A CSV as text. Raises ValueError for another encoding, another separator, and rows that do not fit the column names."
+    data,  # content of a CSV file in UTF-8 with a line of column names, in bytes
+    source,  # name of the table in error messages
+) -> pd.DataFrame:  # texts; empty fields are missing; the index has entries such as "line 7"
+    """Read a CSV table as text.
+
+    Raises ValueError for another encoding or separator, and for rows with another number of
+    fields than there are column names."""
     try:
         reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        rows = {f"line {reader.line_num}": row for row in reader if row}
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not in UTF-8 ({error}): save it in that encoding") from error
-    try:
-        rows = [(f"line {reader.line_num}", row) for row in reader if row]
+        raise ValueError(f"{source} must be in UTF-8 ({error})") from error
     except csv.Error as error:
         raise ValueError(f"{source}, line {reader.line_num}: not a CSV ({error})") from error
-    names = rows[0][1] if rows else []
+    names, *fields = rows.values() if rows else [[]]
     if len(names) < 2:
         raise ValueError(
-            f"{source} must begin with a line of column names, with commas between, got {','.join(names)!r}"
+            f"{source} must begin with a line of column names, separated by commas, "
+            f"got {','.join(names)!r}"
         )
-    if odd := [f"{line}: {len(row)}" for line, row in rows[1:] if len(row) != len(names)]:
-        raise ValueError(
-            f"{source} must have {len(names)} fields in every line, as in the first; found {', '.join(odd[:10])}"
-        )
-    table = pd.DataFrame(
-        [row for _, row in rows[1:]],
-        columns=names,
-        index=[line for line, _ in rows[1:]],
-        dtype=object,
-    )
+    for line, row in rows.items():
+        if len(row) != len(names):
+            raise ValueError(f"{source}, {line} must have {len(names)} fields, found {len(row)}")
+    table = pd.DataFrame(fields, list(rows)[1:], names, dtype=object)
     return table.mask(table == "", None)
 
 # %% ../../nbs/api/data/own_images.ipynb #c85e22d2
 def from_csv(
-    path,  # of a CSV file in UTF-8, with a line of column names
-    path_column="path",  # of paths below `root`
-    label_column="label",  # of names or whole numbers
+    path,  # path of a CSV file in UTF-8 with a line of column names
+    path_column="path",  # column of paths, relative to `root`
+    label_column="label",  # column of labels: names or whole numbers
     *,
-    root=None,  # folder that holds all files; None: the folder of the CSV
-    **kwargs,  # of from_dataframe: group_column, split_column, classes, shares, seed, on_error, size and others
+    root=None,  # folder that contains all files; None: the folder of the CSV
+    **kwargs,  # arguments of `from_dataframe`: group_column, split_column, seed, size and others
 ) -> ImageData:
-    "Images from files that a CSV lists, as `from_dataframe`. Raises also what `read_table` does, and FileNotFoundError."
+    """Load the image files that a CSV lists, as `from_dataframe` does.
+
+    Raises also FileNotFoundError, and ValueError for an invalid CSV (see `read_table`)."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}, which should be a CSV")
-    return from_dataframe(
-        read_table(path.read_bytes(), path),
-        path_column,
-        label_column,
-        root=path.parent if root is None else root,
-        **dict(name=path.stem, source=str(path)) | kwargs,
-    )
+        raise FileNotFoundError(f"CSV file not found: {path}")
+    kwargs = dict(name=path.stem, source=str(path)) | kwargs
+    root = path.parent if root is None else root
+    table = read_table(path.read_bytes(), path)
+    return from_dataframe(table, path_column, label_column, root=root, **kwargs)
 
 # %% ../../nbs/api/data/own_images.ipynb #65ba6d0f
-def _walk(root, folder):
-    "Paths, relative to `root`, of the files below its `folder` and of links to folders, in order; hidden ones are left out"
-    start = os.path.join(root, folder)
-    for where, folders, files in os.walk(start):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        links = [f for f in folders if os.path.islink(os.path.join(where, f))]
+def _files_below(folder, root):
+    "Yield the paths of files and of links to folders, relative to `root`, except hidden ones."
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if os.path.islink(os.path.join(where, name))]
+        below = os.path.relpath(where, root)
         for name in sorted(files) + links:
             if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini"):
-                yield os.path.join(f"{folder}{where[len(start) :]}", name)
+                yield os.path.join(below, name)
 
 
 def _sub_folders(folder):
+    "Return the sub-folders of a folder, except hidden ones."
     folder = Path(folder)
     if folder.is_file():
-        raise NotADirectoryError(
-            f"{folder} is a file; a folder is expected: unpack an archive first"
-        )
+        raise NotADirectoryError(f"{folder} must be a folder, not a file; unpack an archive first")
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+        raise FileNotFoundError(f"folder not found: {folder}")
     found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not found:
-        raise ValueError(f"there is no sub-folder in {folder}: one for each class is expected")
+        raise ValueError(f"{folder} must have a sub-folder for each class, found none")
     return found
 
 # %% ../../nbs/api/data/own_images.ipynb #31cddd91
 def _class_folders(path, classes):
-    "The folders of classes, and whether they lie in folders of splits"
-    tops = _sub_folders(path)
-    named = [p.name for p in tops if p.name.lower() in _SPLITS]
-    split = len(named) == len(tops)
-    if named and not split and classes is None:
+    "Return the folders of the classes, and whether they are in folders of splits."
+    folders = _sub_folders(path)
+    splits = [folder.name for folder in folders if folder.name.lower() in _SPLIT_NAMES]
+    if len(splits) == len(folders):
+        return [below for folder in folders for below in _sub_folders(folder)], True
+    if splits and classes is None:
         raise ValueError(
-            f"sub-folders must all be splits or all be classes, {path} has {', '.join(named)} beside others; name the classes"
+            f"the sub-folders of {path} must all be splits or all be classes, found "
+            f"{', '.join(splits)} and others: pass the names of the classes"
         )
-    return [sub for p in tops for sub in _sub_folders(p)] if split else tops, split
+    return folders, False
 
 # %% ../../nbs/api/data/own_images.ipynb #7243cceb
 def image_folder(
-    path,  # folder with a sub-folder for each class, or with train, valid and test, which hold those
+    path,  # folder with a sub-folder per class, or with train, valid and test that contain those
     *,
-    classes=None,  # names of sub-folders in their order; None: all, the largest first
-    group_pattern=None,  # regular expression found in the path below `path`, whose (group) names what images belong together
-    **kwargs,  # of from_dataframe: shares, seed, on_error, size and others
+    classes=None,  # names of sub-folders in order; None: all, the largest first
+    group_pattern=None,  # regular expression for the path below `path`; its (group) is the group
+    **kwargs,  # arguments of `from_dataframe`: shares, seed, on_error, size and others
 ) -> ImageData:
-    """Images from a folder with a sub-folder for each class, as `from_dataframe`.
+    """Load a folder with a sub-folder for each class, as `from_dataframe` does.
 
-    Raises ValueError where there is no sub-folder, or none of a name in `classes`, FileNotFoundError where there is no folder."""
-    path, classes = Path(path).expanduser(), None if classes is None else [str(c) for c in classes]
-    holders, split = _class_folders(path, classes)
-    names = list(dict.fromkeys(p.name for p in holders))
-    if unknown := [c for c in classes or () if c not in names]:
+    Raises ValueError for a missing sub-folder, FileNotFoundError for a missing folder."""
+    path = Path(path).expanduser()
+    folders, has_splits = _class_folders(path, classes)
+    names = list(dict.fromkeys(folder.name for folder in folders))
+    chosen = names if classes is None else [str(c) for c in classes]
+    if unknown := [c for c in chosen if c not in names]:
         raise ValueError(
             f"classes must be sub-folders of {path}: {', '.join(names)}; got {', '.join(unknown)}"
         )
     files = [
         (file, [folder.name], folder.parent.name)
-        for folder in holders
-        if folder.name in (classes or names)
-        for file in _walk(path, folder.relative_to(path))
+        for folder in folders
+        if folder.name in chosen
+        for file in _files_below(folder, path)
     ]
     if not files:
-        raise ValueError(f"there is no file in the sub-folders of {path}")
+        raise ValueError(f"the sub-folders of {path} must contain images, found no file")
     table = pd.DataFrame(files, columns=["path", "label", "split"], index=[""] * len(files))
-    columns = dict(split_column="split") if split else {}
+    if classes is None:
+        chosen = _largest_first(names, [label for _, (label,), _ in files])
+    if has_splits:
+        kwargs["split_column"] = "split"
     if group_pattern:
         table["group"] = _groups(table.path, group_pattern)
-        columns["group_column"] = "group"
-    classes = classes or _largest_first(table.label.str[0], names)
-    options = dict(name=path.name, source=str(path)) | kwargs
-    return from_dataframe(table, root=path, classes=classes, **columns, **options)
+        kwargs["group_column"] = "group"
+    kwargs = dict(name=path.name, source=str(path)) | kwargs
+    return from_dataframe(table, root=path, classes=chosen, **kwargs)
 
 # %% ../../nbs/api/data/own_images.ipynb #63231132
 def _groups(paths, pattern):
-    "What the pattern's first group finds in each path; None where it finds nothing"
+    "Return what the first group of a pattern matches in each path; None without a match."
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -610,75 +516,46 @@ def _groups(paths, pattern):
     if compiled.groups < 1:
         raise ValueError(f"group_pattern must have a (group) in parentheses, got {pattern!r}")
     matches = [compiled.search(path) for path in paths]
-    _warn_of_groups(paths, matches, pattern)
+    _warn_of_counters([match for match in matches if match and match[1]], pattern)
     return [match[1] if match else None for match in matches]
 
 # %% ../../nbs/api/data/own_images.ipynb #0a0e0002
-def _is_run(numbers):
-    "Whether whole numbers are 0, 1, 2, ... or 1, 2, 3, ... without gaps"
-    numbers = sorted(int(number) for number in numbers)
-    return numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < 2
-
-
-def _are_counters(found):
-    "Whether groups, with what stands before them in each path, look like the numbers of images"
-    if not found.group.str.fullmatch("[0-9]{1,9}").all():
-        return False
-    if found.duplicated(["before", "group"]).mean() > 0.1:
-        return False
-    runs = [_is_run(same) for _, same in found.groupby("before").group if len(same) > 1]
-    return len(runs) > 1 and sum(runs) > len(runs) / 2
-
-
-def _warn_of_groups(paths, matches, pattern):
-    "Warn of groups that look like the numbers of images"
+def _warn_of_counters(matches, pattern):
+    "Warn about groups that look like numbers of images."
     found = pd.DataFrame(
-        [
-            (match[1], os.path.dirname(path), path[: match.start(1)])
-            for path, match in zip(paths, matches, strict=True)
-            if match and match[1]
-        ],
-        columns=["group", "folder", "before"],
+        [(match.string[: match.start(1)], match[1]) for match in matches],
+        columns=["before", "group"],
     )
-    groups = found.group.nunique()
-    several = found.group[found.duplicated(["group", "folder"])].nunique()
-    if not groups or (several > groups / 10 and not _are_counters(found)):
-        return
-    sign = (
-        f"{groups - several} of {groups} groups have no two images in one folder"
-        if several <= groups / 10
-        else "they are numbers that begin again behind each beginning of a name"
-    )
-    first = f"{found.before[0]}[{found.group[0]}]"
-    warnings.warn(
-        f"group_pattern {pattern!r} may find the number of an image instead of what it shows: {sign} "
-        f"(the first is {first}); check that images of one thing are in one group",
-        stacklevel=4,
-    )
+    alone = ~found.duplicated(keep=False) & found.duplicated("before", keep=False)
+    if alone.mean() > 0.9:
+        before, group = found[alone].iloc[0]
+        warnings.warn(
+            f"group_pattern {pattern!r} may match the number of an image instead of a patient: "
+            f"no other path with the group {group!r} begins with {before!r}, as for "
+            f"{alone.sum()} of {len(found)} images; check that images of a patient share a group",
+            stacklevel=4,
+        )
 
 # %% ../../nbs/api/data/own_images.ipynb #22d17b53
 def _byte_images(images):
-    "Images as a uint8 tensor (n, channels, height, width)"
-    try:
-        images = torch.as_tensor(
-            np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images
-        ).cpu()
-    except RuntimeError as error:
-        raise TypeError(f"images must be an array or tensor ({error})") from error
+    "Convert images to a uint8 tensor (n, channels, height, width)."
+    if not isinstance(images, torch.Tensor):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    images = images.cpu()
     shape = tuple(images.shape)
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim != 4 or not {images.shape[1], images.shape[3]} & {1, 3}:
         raise ValueError(
-            "images must be (n, height, width), (n, height, width, channels) or (n, channels, height, width), with 1 or 3 "
-            f"channels, got {shape}"
+            "images must have shape (n, height, width), (n, height, width, channels) or "
+            f"(n, channels, height, width), with 1 or 3 channels, got {shape}"
         )
     if images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)
     if images.is_floating_point():
         if not ((images >= 0) & (images <= 1)).all():
             raise ValueError(
-                f"floating-point images must lie in 0..1, got {images.min():g} to {images.max():g}"
+                f"floating-point images must be in 0..1, got {images.min():g} to {images.max():g}"
             )
         images = (images * 255).round().to(torch.uint8)
     if images.dtype != torch.uint8:
@@ -686,247 +563,176 @@ def _byte_images(images):
     return images.contiguous()
 
 # %% ../../nbs/api/data/own_images.ipynb #769c6c6c
-def _label_texts(labels):
-    "Labels (n,) as text, and the different ones in order: numbers by value, names by the alphabet"
-    labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-    if missing := int(pd.isna(labels).sum()):
-        raise ValueError(f"labels must not be missing, {missing} of {labels.size} are")
-    if labels.dtype == object and all(isinstance(label, int | np.integer) for label in labels.flat):
-        labels = labels.astype(np.int64)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise ValueError(
-            f"labels must be (n,) or (n, 1), one class for each image, got {labels.shape}"
-        )
-    if labels.dtype.kind not in "iuOUT":
-        raise TypeError(f"labels must be whole numbers or names, got {labels.dtype}: convert them")
-    values = labels.tolist() if labels.dtype.kind in "iu" else [str(label) for label in labels]
-    return [str(value) for value in values], [str(value) for value in sorted(set(values))]
+def _column(values, n, name):
+    "Return the values for n images as a list."
+    values = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
+    if values.shape not in ((n,), (n, 1)):
+        raise ValueError(f"{name} must have one entry for each of {n} images, got {values.shape}")
+    return values.flatten().tolist()
 
 
-def _choose(texts, found, classes, class_names):
-    "Rows (m,) int64 of the images of the classes, their labels (m,) int64, and the classes' names"
+def _chosen_classes(labels, classes, class_names):
+    "Return the classes to use, and the names to show them by."
+    found = sorted(set(labels))
+    if all(re.fullmatch("-?[0-9]+", label) for label in found):
+        found = sorted(found, key=int)
     chosen = found if classes is None else [str(c) for c in classes]
-    if unknown := [c for c in chosen if c not in set(found)]:
+    if not set(chosen) <= set(found) or len(chosen) < 2:
         raise ValueError(
-            f"classes must be labels of the data ({', '.join(found[:20])}), got "
-            f"{', '.join(unknown)}; to rename classes use class_names"
+            f"classes must be two or more labels of the data ({', '.join(found[:20])}), got "
+            f"{', '.join(chosen)}; to rename classes use class_names"
         )
-    if len(chosen) < 2:
-        raise ValueError(f"at least two classes are needed, got {', '.join(chosen) or 'none'}")
     names = chosen if class_names is None else [str(name) for name in class_names]
-    if isinstance(class_names, str) or len(names) != len(chosen) or len(set(names)) < len(names):
+    if isinstance(class_names, str) or not len(chosen) == len(names) == len(set(names)):
         raise ValueError(
             f"class_names must be {len(chosen)} different names, one for each of the classes "
             f"{', '.join(chosen[:20])}, got {class_names!r}"
         )
-    codes = torch.from_numpy(pd.Index(chosen).get_indexer(texts).astype(np.int64))
-    rows = (codes >= 0).nonzero().flatten()
-    return rows, codes[rows], names
-
-# %% ../../nbs/api/data/own_images.ipynb #493012a6
-def _group_codes(groups, n):
-    "Groups as int64 (n,), in 0..n-1"
-    if groups is None:
-        return torch.arange(n)
-    names = [
-        _group(value) for value in (groups.tolist() if isinstance(groups, torch.Tensor) else groups)
-    ]
-    if len(names) != n or None in names:
-        raise ValueError(
-            f"groups must be one for each of {n} images, got {len(names)}, of which {names.count(None)} are missing"
-        )
-    return torch.as_tensor(pd.factorize(np.array(names, dtype=object))[0])
+    return chosen, names
 
 # %% ../../nbs/api/data/own_images.ipynb #c0b1e5ed
-def _warn_of_copies(joined, given):
-    "Warn of equal images in two splits that are given"
-    table = pd.DataFrame(dict(group=joined.tolist(), split=given))
-    shared = table.groupby("group").split.nunique() > 1
-    if count := int(shared.sum()):
+def _join_copies(rows):
+    "Return the rows with joined groups, without copies of images in given splits."
+    if _leaks(rows):
+        raise ValueError("groups must stay in one split, but splits has a group in two")
+    joined = _join_groups(rows)
+    copies = _leaks(joined)
+    if {"valid", "test"} <= set(rows.split):
+        if copies:
+            warnings.warn(
+                f"{len(copies)} images are also in a later split: their scores are too good",
+                stacklevel=3,
+            )
+        return rows
+    if copies:
         warnings.warn(
-            f"{count} images are in more than one split: scores on them say little", stacklevel=4
-        )
-
-
-def _join_copies(images, groups, given):
-    "Groups (n,) int64 to split by, and the rows (m,) int64 to use: all but copies of held-out images"
-    joined = torch.from_numpy(_joined(groups.numpy(), _pictures(images)))
-    rows = torch.arange(len(groups))
-    if {"valid", "test"} <= set(given):
-        _warn_of_copies(joined, given)
-        return groups, rows
-    held_out = torch.tensor([split in ("valid", "test") for split in given])
-    copies = torch.isin(joined, joined[held_out]) & ~torch.isin(groups, groups[held_out])
-    if count := int(copies.sum()):
-        warnings.warn(
-            f"{count} training images were left out: they, or images of their groups, are also in "
-            f"the given {'test' if 'test' in given else 'valid'} split",
+            f"{len(copies)} training images were left out: they, or images of their groups, are "
+            "also in the given split",
             stacklevel=3,
         )
-    return joined, rows[~copies]
-
-# %% ../../nbs/api/data/own_images.ipynb #0cfa5715
-def _given(splits, n):
-    "Splits as a list of train, valid and test, or of None"
-    if splits is None:
-        return [None] * n
-    given = [_SPLITS.get(str(s).strip().lower()) for s in splits]
-    if len(given) == n and None not in given and "train" in given:
-        return given
-    raise ValueError(
-        "splits must be one of train, valid and test for each image, with some of train, got "
-        f"{sorted(set(map(str, splits)))} for {len(given)}"
-    )
-
-
-def _check_splittable(labels, groups, given):
-    "Raise ValueError for a class that cannot be in every split"
-    rows = pd.DataFrame(dict(label=labels, group=groups, split=given, problem=None), dtype=object)
-    _mark_small(rows)
-    if bad := rows.problem.dropna().unique().tolist():
-        raise ValueError(f"images cannot be split: {bad[0].removeprefix('has ')}")
+    return joined.drop(index=list(copies))
 
 # %% ../../nbs/api/data/own_images.ipynb #a45df82b
 def from_arrays(
-    images,  # array or tensor (n, height, width), or (n, height, width, channels), or channels first; bytes, or floats in 0..1
-    labels,  # (n,) or (n, 1) whole numbers, or names
+    images,  # array or tensor (n, height, width[, channels]) or (n, channels, height, width)
+    labels,  # whole numbers or names, (n,) or (n, 1)
     *,
-    classes=None,  # labels to use, in their order; None: all, numbers by value, names by the alphabet
-    class_names=None,  # (classes,) names to show the classes by; None: the labels themselves
-    groups=None,  # (n,) of what the image shows; images of one group share a split
-    splits=None,  # (n,) of "train", "valid" and "test"; those that do not occur are dealt out of train
-    shares=(0.7, 0.15, 0.15),  # of train, valid and test, for what is dealt out
-    seed=0,  # of the dealing
-    name="arrays",  # of the data set
-    source="memory",  # where it is from
+    classes=None,  # labels to use, in order; None: all, sorted
+    class_names=None,  # names to show the classes by; None: the labels themselves
+    groups=None,  # group of each image (n,); images of a group share a split
+    splits=None,  # "train", "valid" or "test" for each image; missing ones are drawn from train
+    shares=(0.7, 0.15, 0.15),  # shares of train, valid and test, for splits that are drawn
+    seed=0,  # seed of the drawn splits
+    name="arrays",  # name of the data set
+    source="memory",  # origin of the data set
 ) -> ImageData:
-    """Images from arrays in memory. Equal images share a split wherever splits are dealt out.
+    """Use images in memory: bytes, or floats in 0..1. Equal images share a split that is drawn.
 
-    Raises ValueError and TypeError for shapes, types, labels and splits that do not fit, and for a class with too few groups."""
+    Raises ValueError or TypeError for invalid shapes, types, labels and splits, and for a class
+    with too few groups."""
     _check_request(classes, shares, seed)
-    images, (texts, found) = _byte_images(images), _label_texts(labels)
-    if len(images) != len(texts):
-        raise ValueError(f"labels must be one for each image, got {len(texts)} for {len(images)}")
-    groups, given = _group_codes(groups, len(texts)), _given(splits, len(texts))
-
-    rows, codes, names = _choose(texts, found, classes, class_names)
-    images, groups, given = _take(rows, images, groups, given)
-    groups, rows = _join_copies(images, groups, given)
-    images, codes, groups, given = _take(rows, images, codes, groups, given)
-
-    _check_splittable([names[c] for c in codes], groups.tolist(), given)
-    splits = _deal(codes, groups, given, shares, seed)
-    return ImageData(images, codes, tuple(names), splits, name, source, seed, groups)
-
-
-def _take(rows, *columns):
-    "The given rows of tensors and lists; the same objects where all rows are wanted"
-    if len(rows) == len(columns[0]):
-        return columns
-    return [c[rows] if isinstance(c, torch.Tensor) else [c[i] for i in rows] for c in columns]
+    images = _byte_images(images)
+    columns = dict(label=(labels, _label), group=(groups, _group), split=(splits, _split))
+    given = {name: both for name, both in columns.items() if both[0] is not None}
+    table = {name: _column(values, len(images), f"{name}s") for name, (values, _) in given.items()}
+    rows = _rows(
+        pd.DataFrame(table, dtype=object), {name: (name, read) for name, (_, read) in given.items()}
+    )
+    for i, problem in rows.problem.dropna().items():
+        raise ValueError(f"image {i} {problem}")
+    chosen, names = _chosen_classes(rows.label, classes, class_names)
+    rows["picture"] = _pictures(images)
+    rows = _join_copies(rows[rows.label.isin(chosen)])
+    for problem in _small_classes(rows).values():
+        raise ValueError(f"images cannot be split: {problem}")
+    kept = np.isin(range(len(images)), rows.index)
+    rows = rows.assign(label=rows.label.map(dict(zip(chosen, names, strict=True))))
+    return _image_data(rows, images, kept, names, shares, seed, name=name, source=source)
 
 # %% ../../nbs/api/data/own_images.ipynb #36cff257
-_MAX_NPZ = 2**35  # bytes; the largest MedMNIST file unfolds to 34 GB
+_MAX_NPZ = 2**35  # size limit of an unpacked .npz in bytes; the largest MedMNIST file has 34 GB
 
 
 def _npz_arrays(path):
-    "Dict of the arrays in an .npz, none of them pickled"
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}, which should be an .npz")
+    "Return the arrays in an .npz as a dict, without unpickling."
+    if not path.is_file():
+        raise FileNotFoundError(f".npz file not found: {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
         if size > _MAX_NPZ:
-            raise ValueError(f"it unfolds to {size} bytes, at most {_MAX_NPZ} are read")
+            raise ValueError(f"it has {size} bytes when unpacked, more than {_MAX_NPZ}")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # what the readers of a damaged archive raise is of every kind
-        raise ValueError(f"{path}: not an .npz of plain arrays ({error})") from error
+            return dict(arrays)
+    except Exception as error:  # damaged archives raise errors of many kinds
+        raise ValueError(f"{path} is not an .npz of plain arrays ({error})") from error
 
 # %% ../../nbs/api/data/own_images.ipynb #f8f5300f
 def from_npz(
-    path,  # of an .npz with train_images and train_labels, and the same with val and test
-    *,
-    classes=None,  # labels to use, in their order; None: all
-    **kwargs,  # of from_arrays: class_names, shares, seed
+    path,  # path of an .npz with train_images and train_labels, and the same for val and test
+    **kwargs,  # arguments of `from_arrays`: classes, class_names, shares, seed
 ) -> ImageData:
-    "Images from an `.npz` in the layout of MedMNIST. A missing `val` or `test` is dealt out of `train`. Raises ValueError for other files."
-    arrays, parts = _npz_arrays(path), {}
-    for part in ("train", "val", "test"):
-        both = [arrays.get(f"{part}_{kind}") for kind in ("images", "labels")]
-        if all(a is not None and np.ndim(a) and len(a) for a in both):
-            (images, labels), first = both, parts.get("train", both)[0].shape[1:]
-            if len(images) != len(labels):
-                raise ValueError(
-                    f"{path}: one label for each image: {part} has {len(labels)} for {len(images)}"
-                )
-            if images.shape[1:] != first:
-                raise ValueError(
-                    f"{path}: images must have one shape, got {first} in train and {images.shape[1:]} in {part}"
-                )
-            parts[part] = both
-        elif part == "train" or any(a is not None for a in both):
-            found = ", ".join(arrays) or "nothing"
+    """Load an `.npz` in the format of MedMNIST; a missing val or test is drawn from train.
+
+    Raises FileNotFoundError, and ValueError for other files."""
+    path = Path(path)
+    arrays = _npz_arrays(path)
+    parts = [name for name in ("val", "test") if f"{name}_images" in arrays]
+    images, labels, splits = [], [], []
+    for part in ("train", *parts):
+        try:
+            images.append(arrays[f"{part}_images"])
+            labels.append(arrays[f"{part}_labels"])
+        except KeyError as error:
+            raise ValueError(f"{path} must have {error}, found {', '.join(arrays)}") from error
+        if len(images[-1]) != len(labels[-1]) or images[-1].shape[1:] != images[0].shape[1:]:
             raise ValueError(
-                f"{path}: {part}_images and {part}_labels must be there and hold images, found {found}"
+                f"{path} must have images of one shape with one label each, found "
+                f"{part}_images {images[-1].shape} and {part}_labels {labels[-1].shape}"
             )
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True))
-    splits = [part for part, (_, labels) in parts.items() for _ in labels]
-    return from_arrays(
-        images,
-        labels,
-        classes=classes,
-        splits=splits,
-        **dict(name=Path(path).stem, source=str(path)) | kwargs,
-    )
+        splits += [part] * len(images[-1])
+    kwargs = dict(name=path.stem, source=str(path)) | kwargs
+    return from_arrays(np.concatenate(images), np.concatenate(labels), splits=splits, **kwargs)
 
 # %% ../../nbs/api/data/own_images.ipynb #e8cde987
 def from_dataloaders(
-    dls,  # fastai DataLoaders: train, valid and, where there is one, test; with a vocab; items are (image, category)
+    dls,  # fastai DataLoaders of (image, category): train, valid and, optionally, test
     *,
-    groups=None,  # (n,) of the training items, then those of valid (and test); images of one group share a split
-    **kwargs,  # of from_arrays: classes, shares, seed, name
+    groups=None,  # groups of all items: of train, then of valid, then of test
+    **kwargs,  # arguments of `from_arrays`: classes, shares, seed, name
 ) -> ImageData:
-    """Images from fastai's loaders, decoded once and without augmentation.
+    """Decode the images of fastai's loaders once, without augmentation.
 
-    Raises ValueError for loaders without a vocab and for items of different sizes or without 8-bit images."""
+    Raises ValueError for loaders without a vocab, and for items of different sizes or without
+    8-bit images."""
     if not hasattr(dls, "vocab"):
         raise ValueError("dls must have a vocab, the names of the classes, as from a CategoryBlock")
     parts = [_all_items(dls, dl) for dl in dls.loaders[:3]]
-    splits = [
-        split
-        for split, (_, labels) in zip(("train", "valid", "test"), parts, strict=False)
-        for _ in labels
-    ]
+    splits = [split for split, (_, labels) in zip(_SPLITS, parts, strict=False) for _ in labels]
     images, codes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     vocab = [str(c) for c in dls.vocab]
-    labels = [vocab[c] for c in codes.tolist()]
+    labels = [vocab[code] for code in codes.tolist()]
     kwargs = dict(name="dataloaders", source="fastai", classes=vocab) | kwargs
     return from_arrays(images, labels, groups=groups, splits=splits, **kwargs)
 
 # %% ../../nbs/api/data/own_images.ipynb #805175a9
 def _all_items(dls, dl):
-    "Images and labels of all items of a loader, as validation sees them"
-    whole = dls.valid.new(dl.dataset, shuffle=False, drop_last=False, after_batch=_same)
+    "Return the images and labels of all items of a loader, as in validation."
+    plain = dls.valid.new(dl.dataset, shuffle=False, drop_last=False, after_batch=noop)
     set_split = getattr(dl.dataset, "set_split_idx", None)
     try:
         with set_split(1) if set_split else nullcontext():
-            batches = [to_cpu(batch) for batch in whole]
+            batches = [to_cpu(batch) for batch in plain]
         images, labels = (
             torch.cat(tensors).as_subclass(torch.Tensor) for tensors in zip(*batches, strict=True)
         )
     except RuntimeError as error:
         raise ValueError(
-            f"items must have one size: give the DataBlock an item transform such as Resize(64) ({error})"
+            "items must have one size: "
+            f"give the DataBlock an item transform such as Resize(64) ({error})"
         ) from error
     if images.dtype != torch.uint8:
         raise ValueError(
-            f"items must be 8-bit images until the batch transforms, got {images.dtype}"
+            f"items must be 8-bit images before the batch transforms, got {images.dtype}"
         )
     return images, labels
-
-
-def _same(batch):
-    return batch

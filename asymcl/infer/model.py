@@ -568,13 +568,13 @@ def _answers(self: TrainedModel, files, chunk, workers):
     images = decode_files([ImageFile(f) for f in files], options, workers)
     decoded = zip(files, images, strict=True)
     while some := list(islice(decoded, chunk)):
-        pixels = [torch.from_numpy(p) for _, (p, _, problem, _) in some if not problem]
+        pixels = [torch.from_numpy(image.pixels) for _, image in some if not image.problem]
         results = iter(())
         if pixels:
             features, logits = self.outputs(torch.stack(pixels))
             results = zip((logits / self.temperature).softmax(1), features, strict=True)
-        for file, (_, _, problem, _) in some:
-            yield Answer(file, problem) if problem else Answer(file, None, *next(results))
+        for file, image in some:
+            yield Answer(file, image.problem, *(() if image.problem else next(results)))
 
 # %% ../../nbs/api/infer/model.ipynb #047e1c8d
 _ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jp2")
