@@ -165,7 +165,7 @@ def test_one_picture_of_two_classes_or_two_given_splits_is_a_problem(tmp_path):
         BadImages, match="0.bmp, row 1: is in train, and its group or an equal image is in test"
     ):
         from_dataframe(splits, split_column="split", **options)
-    with pytest.warns(UserWarning, match="2 problems were skipped"):
+    with pytest.warns(UserWarning, match="2 of 48 rows were skipped"):
         kept = from_dataframe(splits, split_column="split", on_error="skip", **options)
     assert [len(i) for i in kept.splits.values()] == [27, 6, 13]
 

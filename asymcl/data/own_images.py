@@ -320,7 +320,9 @@ def _report(rows, classes, on_error):
     problems = pd.DataFrame(records, columns=["file", "row", "problem"])
     if on_error == "raise":
         raise BadImages(problems)
-    warnings.warn(f"{len(problems)} problems were skipped:\n{_listing(problems)}", stacklevel=3)
+    warnings.warn(
+        f"{len(problems)} of {len(rows)} rows were skipped:\n{_listing(problems)}", stacklevel=3
+    )
     return problems
 
 # %% ../../nbs/api/data/own_images.ipynb #1897b699
