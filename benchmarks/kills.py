@@ -30,6 +30,7 @@ from asymcl.data.datasets import fashion_mnist  # noqa: E402
 from asymcl.losses import ACL  # noqa: E402
 from asymcl.models import small_encoder  # noqa: E402
 from asymcl.train import checkpoint  # noqa: E402
+from asymcl.train.describe import tensors_digest  # noqa: E402
 from asymcl.train.two_stage import TwoStageLearner  # noqa: E402
 
 EPOCHS = {"stage_1": 4, "stage_2": 6}
@@ -54,7 +55,12 @@ def train(folder, report):
     with head.no_bar(), head.no_logging():
         learn.fit_classifier(EPOCHS["stage_2"], keep=folder)
     os.write(
-        report, json.dumps(dict(learn.evaluate("test"), encoder=learn._encoder_digest())).encode()
+        report,
+        json.dumps(
+            dict(
+                learn.evaluate("test"), encoder=tensors_digest(learn.encoder.state_dict().values())
+            )
+        ).encode(),
     )
 
 

@@ -66,7 +66,6 @@ from asymcl.train.baselines import (
     CLASSIFIER_LOSSES,
     KCL,
     DeferredReweighting,
-    LearnPrototypes,
     balanced_loader,
     classifier_loss_function,
     head_for_loss,
@@ -302,8 +301,6 @@ def _train_end_to_end(method, data, settings, cbs):
 def _train_contrastive(method, data, settings, cbs):
     "Stage 1 of a contrastive method: (encoder, learner of stage 1)"
     loss = contrastive_loss(method, settings, len(data.classes))
-    if method == "BCL":
-        cbs = [LearnPrototypes(), *cbs]
     encoder = make_encoder(settings, data.images.shape[1])
     learn = _two_stages(data, settings, encoder, loss, [_StopNonFiniteValid(), *cbs])
     stage_1 = learn.contrastive

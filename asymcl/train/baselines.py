@@ -7,8 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/train/baselines.html.md"""
 # %% auto #0
 __all__ = ['inverse_frequency_weights', 'class_balanced_weights', 'LogitAdjustedCrossEntropy', 'LDAMLoss',
            'classifier_loss_function', 'head_for_loss', 'DeferredReweighting', 'KCL', 'balanced_contrastive_loss',
-           'BCL', 'untrained_parameters', 'with_loss_parameters', 'LearnPrototypes', 'tau_normalized', 'logit_adjust',
-           'balanced_loader']
+           'BCL', 'tau_normalized', 'logit_adjust', 'balanced_loader']
 
 # %% ../../nbs/api/train/baselines.ipynb #dd7886f2
 import math
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
-from fastcore.foundation import L
 from torch import nn
 
 from ..core.checks import check_positive
@@ -54,7 +52,7 @@ def _checked_counts(counts):
 def inverse_frequency_weights(
     counts,  # images per class (classes,), each >= 1
 ):  # float tensor (classes,) with mean one
-    "Class weights proportional to one over the count; raises ValueError for a class without images"
+    "Compute class weights proportional to one over the count"
     weights = 1 / _checked_counts(counts)
     return (weights / weights.mean()).float()
 
@@ -63,7 +61,7 @@ def class_balanced_weights(
     counts,  # images per class (classes,), each >= 1
     beta=0.999,  # in [0, 1); 0 weighs all classes alike, towards 1 by inverse frequency
 ):  # float tensor (classes,) with mean one
-    "Inverse effective numbers of Cui et al. (2019, equation 4), scaled to a mean of one; raises ValueError for values out of range"
+    "Compute inverse effective numbers (Cui et al. 2019, equation 4), scaled to a mean of one"
     counts = _checked_counts(counts)
     if not 0 <= beta < 1:
         raise ValueError(f"beta must lie in [0, 1), got {beta}")
@@ -72,7 +70,7 @@ def class_balanced_weights(
 
 # %% ../../nbs/api/train/baselines.ipynb #9a3bc135
 class _ClassifierLoss(nn.Module):
-    "What fastai asks of a loss of logits: a reduction, probabilities, and classes"
+    "Loss of logits with what fastai needs for predictions"
 
     y_int = True  # MixUp and CutMix mix the losses of integer labels
 
@@ -88,7 +86,7 @@ class _ClassifierLoss(nn.Module):
 
 
 class LogitAdjustedCrossEntropy(_ClassifierLoss):
-    "Cross-entropy of logits plus log class proportions (Menon et al. 2021, equation 10 with tau = 1); raises ValueError for bad counts"
+    "Cross-entropy of logits plus log class proportions (Menon et al. 2021, equation 10, tau = 1)"
 
     def __init__(
         self,
@@ -106,9 +104,9 @@ class LogitAdjustedCrossEntropy(_ClassifierLoss):
 
 # %% ../../nbs/api/train/baselines.ipynb #1bd02610
 class LDAMLoss(_ClassifierLoss):
-    """Cross-entropy after the target's logit has lost scale times its margin (Cao et al. 2019).
+    """Cross-entropy with scale times a margin subtracted from the target's logit (Cao et al. 2019).
 
-    For the logits of a `NormalizedLinear` of the same scale. Raises ValueError for values out of range."""
+    For the logits of a `NormalizedLinear` of the same scale."""
 
     def __init__(
         self,
@@ -142,57 +140,61 @@ CLASSIFIER_LOSSES = dict(
 
 # %% ../../nbs/api/train/baselines.ipynb #84c48eab
 def classifier_loss_function(
-    loss,  # name in the table above, such as "cross_entropy" or "logit_adjusted", or a callable, returned as it is
+    loss,  # name in `CLASSIFIER_LOSSES`, or a loss function, which is returned as it is
     counts,  # training images per class (classes,)
 ):  # loss function of logits (n, classes) and labels (n,)
-    "Loss of the classification head by name; raises ValueError for an unknown name"
+    "Make the loss of the classification head. Raises ValueError for an unknown name."
     if callable(loss):
         return loss
     if loss not in CLASSIFIER_LOSSES:
         raise ValueError(
-            f"classifier_loss must be one of {', '.join(CLASSIFIER_LOSSES)} or a callable, got {loss!r}"
+            f"classifier_loss must be one of {', '.join(CLASSIFIER_LOSSES)} or a callable, "
+            f"got {loss!r}"
         )
     return CLASSIFIER_LOSSES[loss](counts)
 
 # %% ../../nbs/api/train/baselines.ipynb #da23b86f
 def head_for_loss(
-    loss,  # name or callable, as for `classifier_loss_function`
+    loss,  # name or loss function, as for `classifier_loss_function`
     width,  # number of features
     classes,  # number of classes, >= 2
 ):  # nn.Module: features (n, width) to logits (n, classes)
-    "The head a classification loss is meant for: a `NormalizedLinear` for LDAM, one linear layer else; raises ValueError for one class"
+    "Make the head for a classification loss: `NormalizedLinear` for LDAM, else one linear layer"
     if isinstance(loss, LDAMLoss):
         return NormalizedLinear(width, classes, loss.scale)
-    return (
-        NormalizedLinear(width, classes) if loss == "ldam" else classification_head(width, classes)
-    )
+    if loss == "ldam":
+        return NormalizedLinear(width, classes)
+    return classification_head(width, classes)
 
 # %% ../../nbs/api/train/baselines.ipynb #4d9557fc
 class DeferredReweighting(Callback):
-    "Class weights of one, and those of Cui et al. (2019) from epoch round(start * epochs) on (DRW, Cao et al. 2019)"
+    """Deferred re-weighting (DRW, Cao et al. 2019).
+
+    Class weights are one before epoch round(start * epochs), then those of Cui et al. (2019)."""
 
     inside = False  # of a training with other weights
 
     def __init__(
         self,
         counts,  # training images per class (classes,), each >= 1
-        start=0.8,  # share in 0..1 of the epochs with weights of one
+        start=0.8,  # fraction in 0..1 of the epochs with weights of one
         beta=0.9999,  # in [0, 1), as in `class_balanced_weights`
     ):
         if not 0 <= start <= 1:
             raise ValueError(f"start must be in 0..1, got {start}")
-        self.start, self.weights = start, class_balanced_weights(counts, beta)
+        self.start = start
+        self.weights = class_balanced_weights(counts, beta)
 
     def before_fit(self):
-        self.target = getattr(
-            self.loss_func, "func", self.loss_func
-        )  # fastai's losses hold PyTorch's as `func`
+        # fastai's losses hold PyTorch's as `func`
+        self.target = getattr(self.loss_func, "func", self.loss_func)
         if not isinstance(self.target, (nn.CrossEntropyLoss, LDAMLoss)):
             raise TypeError(
                 f"the loss must be a cross-entropy or LDAMLoss, got {type(self.target).__name__}"
             )
         if not self.inside:
-            self.inside, self.own = True, self.target.weight
+            self.inside = True
+            self.own = self.target.weight
 
     def before_epoch(self):
         late = self.epoch >= round(self.start * self.n_epoch)
@@ -204,11 +206,12 @@ class DeferredReweighting(Callback):
 
     def leave(self):
         if self.inside:
-            self.inside, self.target.weight = False, self.own
+            self.inside = False
+            self.target.weight = self.own
 
 # %% ../../nbs/api/train/baselines.ipynb #8f986059
 def _draw_positives(labels, k, views):
-    "Boolean (n, n): for each row the rows of its own image and `k` others of its class, drawn from PyTorch's generator"
+    "Draw for each row the rows of its image and `k` others of its class, as boolean (n, n)"
     image = torch.arange(len(labels), device=labels.device) // views
     same = (labels[:, None] == labels).fill_diagonal_(False)
     own = same & (image[:, None] == image)
@@ -219,15 +222,15 @@ def _draw_positives(labels, k, views):
 
 # %% ../../nbs/api/train/baselines.ipynb #929961c3
 class KCL(SupConLoss):
-    """k-positive contrastive loss (Kang et al. 2021) of embeddings (n, d) or (n, views, d) and integer labels (n,).
+    """k-positive contrastive loss (Kang et al. 2021) of embeddings (n, d) or (n, views, d).
 
-    Positives come from the batch. Draws from PyTorch's generator; an anchor without positives counts zero. For one device.
-    Raises TypeError or ValueError naming the argument."""
+    Labels are integers (n,). Positives are drawn from the batch by PyTorch's generator. The loss
+    of an anchor without positives is zero. For one device."""
 
     def __init__(
         self,
         *,
-        k=6,  # positives drawn for each anchor besides the other views of its image, >= 0
+        k=6,  # number >= 0 of positives for each anchor besides the views of its image
         **settings,  # temperature and further settings of CL
     ):
         super().__init__(**settings)
@@ -248,7 +251,7 @@ class KCL(SupConLoss):
 
 # %% ../../nbs/api/train/baselines.ipynb #fbed2ce0
 def _checked_rows(embeddings, labels):
-    "Embeddings (n * views, d), their integer labels (n * views,) and the number of views, as plain tensors on one device, or an error"
+    "Rows (n * views, d), their labels (n * views,) and the number of views, or an error"
     embeddings, labels = plain_tensor(embeddings), plain_tensor(labels)
     check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
     n = len(embeddings)
@@ -261,12 +264,10 @@ def _checked_rows(embeddings, labels):
 
 # %% ../../nbs/api/train/baselines.ipynb #091af3f3
 def _class_average_losses(scores, positives, labels, columns):
-    "BCL (n,) of scores (n, m), the first n of the m columns being the anchors; `labels` (n,) and `columns` (m,) are classes"
+    "BCL (n,) of scores (n, m) for anchors of classes `labels` (n,) and columns of classes (m,)"
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     size = (columns[:, None] == columns).sum(0)
-    others = (
-        size - (labels[:, None] == columns).long()
-    )  # of each column's class, without the anchor
+    others = size - (labels[:, None] == columns).long()  # of the column's class, not the anchor
     scores_per_image = (scores - others.clamp(min=1).log()).masked_fill(own, -torch.inf)
     total = scores_per_image.logsumexp(1, keepdim=True)
     minus_log_p = (total - scores).masked_fill(~positives, 0)
@@ -279,11 +280,11 @@ def balanced_contrastive_loss(
     prototypes=None,  # (classes, d), scaled to length one; None: no class-complement
     *,
     temperature=0.1,  # number > 0, or scalar tensor, which may be learnt
-    reduction="mean",  # over anchors: "mean", "sum", "none", or "mean_positive" over those that have positives
+    reduction="mean",  # "mean", "sum", "none", or "mean_positive" over anchors with positives
 ):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
-    """L_BCL of Zhu et al. (2022): class-averaging and class-complement. An anchor without positives counts zero.
+    """Compute L_BCL of Zhu et al. (2022): class-averaging and class-complement.
 
-    Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
+    The loss of an anchor without positives is zero."""
     check_settings(temperature=temperature, reduction=reduction)
     rows, labels, _ = _checked_rows(embeddings, labels)
     if prototypes is not None:
@@ -308,7 +309,8 @@ def _check_prototypes(prototypes, embeddings, labels):
     check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
     if prototypes.shape[1] != embeddings.shape[1]:
         raise ValueError(
-            f"prototypes must have width {embeddings.shape[1]} as embeddings, got {prototypes.shape[1]}"
+            f"prototypes must have width {embeddings.shape[1]} as embeddings, "
+            f"got {prototypes.shape[1]}"
         )
     if labels.min() < 0 or labels.max() >= len(prototypes):
         raise ValueError(
@@ -318,10 +320,10 @@ def _check_prototypes(prototypes, embeddings, labels):
 
 # %% ../../nbs/api/train/baselines.ipynb #df8cba2a
 class BCL(LossWithSettings):
-    """`balanced_contrastive_loss` with prototypes that are learnt as free parameters; in a plain fastai Learner, by `LearnPrototypes`.
+    """`balanced_contrastive_loss` with prototypes as parameters, which a `StageLearner` trains.
 
-    Not the whole of Zhu et al. (2022): without their classifier branch, whose weights give the prototypes there. For one device.
-    Raises TypeError or ValueError for values out of range."""
+    Zhu et al. (2022) take the prototypes from the weights of a classifier branch, which is left
+    out here. For one device."""
 
     def __init__(
         self,
@@ -344,66 +346,15 @@ class BCL(LossWithSettings):
     def extra_repr(self):
         return f"classes={len(self.prototypes)}, {super().extra_repr()}"
 
-# %% ../../nbs/api/train/baselines.ipynb #066af30a
-def untrained_parameters(
-    loss,  # loss function
-    groups,  # lists of parameters
-):  # list of parameters; empty for a loss that is no module
-    "Parameters of a loss that require a gradient and are in none of the groups"
-    there = {id(p) for group in groups for p in group}
-    own = loss.parameters() if isinstance(loss, nn.Module) else ()
-    return [p for p in own if p.requires_grad and id(p) not in there]
-
-
-def with_loss_parameters(
-    groups,  # parameters of a model, or a list of them for each group, as a splitter gives them
-    loss,  # loss function
-):  # the same, with the untrained parameters of the loss in the last group
-    "Groups of parameters that also train a loss, such as its temperature or prototypes"
-    groups = list(groups)
-    if not isinstance(groups[0], list | tuple | L):
-        return [*groups, *untrained_parameters(loss, [groups])]
-    return [*groups[:-1], [*groups[-1], *untrained_parameters(loss, groups)]]
-
-# %% ../../nbs/api/train/baselines.ipynb #2dec4e54
-class LearnPrototypes(Callback):
-    """Train the parameters of the loss of a plain fastai Learner with those of its model; raises TypeError if it has none.
-
-    Both stages of a `TwoStageLearner` do so without it."""
-
-    of_model = None  # splitter of the model
-
-    def after_create(self):
-        if not (
-            isinstance(self.loss_func, nn.Module) and any(True for _ in self.loss_func.parameters())
-        ):
-            raise TypeError(
-                f"the loss must be a module with parameters, such as BCL, got {type(self.loss_func).__name__}"
-            )
-        self.of_model, self.learn.splitter = self.learn.splitter, self.of_both
-        if self.learn.opt is not None and untrained_parameters(
-            self.loss_func, self.learn.opt.param_lists
-        ):
-            self.learn.opt = None  # `fit` makes it again
-
-    def before_fit(self):
-        if self.of_model is None:
-            raise RuntimeError(
-                "LearnPrototypes was not set up: give it to the Learner as cbs, not to its fit"
-            )
-
-    def of_both(self, model):
-        return with_loss_parameters(self.of_model(model), self.loss_func)
-
 # %% ../../nbs/api/train/baselines.ipynb #56c5cec4
 @torch.no_grad()
 def tau_normalized(
     head,  # nn.Linear: features (n, width) to logits (n, classes); left as it is
     tau=1.0,  # >= 0
 ):  # a new nn.Linear without bias
-    """Head with weights divided by their length to the power `tau`, and no bias (Kang et al. 2020); a zero weight stays zero.
+    """Make a head with weights divided by their norm to the power `tau` (Kang et al. 2020).
 
-    Raises TypeError for a head that is no nn.Linear and ValueError for `tau` out of range."""
+    A zero weight stays zero."""
     if not isinstance(head, nn.Linear):
         raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
     _check_tau(tau)
@@ -430,12 +381,13 @@ def logit_adjust(
     counts,  # images per class (classes,) that it was trained on, each >= 1
     tau=1.0,  # >= 0; 0 changes nothing
 ):  # adjusted logits (..., classes)
-    "Logits less `tau` times the log of the class proportions (Menon et al. 2021, equation 9); raises ValueError for values out of range"
+    "Subtract `tau` times the log of the class proportions (Menon et al. 2021, equation 9)"
     counts = _checked_counts(counts)
     _check_tau(tau)
     if logits.shape[-1] != len(counts):
         raise ValueError(
-            f"counts must have a number for each of the {logits.shape[-1]} classes of the logits, got {len(counts)}"
+            f"counts must have {logits.shape[-1]} numbers, one for each class of the logits, "
+            f"got {len(counts)}"
         )
     return logits - tau * (counts / counts.sum()).log().to(logits)
 
@@ -443,11 +395,9 @@ def logit_adjust(
 def balanced_loader(
     features,  # (n, width)
     labels,  # integers (n,)
-    batch_size=128,  # items of a batch, in 1..n
-):  # TensorLoader of batches (features, labels) with the classes alike
-    """Loader for cRT, the re-training of a head on balanced batches (Kang et al. 2020).
-
-    Raises ValueError for labels or a batch size that do not fit."""
+    batch_size=128,  # number of items of a batch, in 1..n
+):  # TensorLoader of batches (features, labels) with equal numbers of each class
+    "Make a loader for cRT, the re-training of a head on balanced batches (Kang et al. 2020)"
     if len(features) != len(labels):
         raise ValueError(
             f"labels must be {len(features)} to go with the features, got {len(labels)}"

@@ -114,6 +114,6 @@ def _parts(value, seen):
 def described_function(
     value,  # function, partial, or callable object such as a loss
 ):  # str
-    "Name of a function and digest of what it computes: the same in every process, different after an edit"
+    "Name and digest of a function: the same in every process, different after an edit"
     digest = hashlib.sha256("\n".join(_parts(value, {})).encode(errors="surrogatepass"))
     return f"{object_name(value)} (code {digest.hexdigest()[:12]})"

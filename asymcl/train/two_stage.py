@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/train/two_stage.html.md"""
 
 # %% auto #0
 __all__ = ['RandomViews', 'MixableLabels', 'Precision', 'precision_callbacks', 'AcrossRanks', 'across_ranks', 'GradientCache',
-           'SplitDecay', 'fused_adam', 'StageLearner', 'encoder_and_head', 'TwoStageLearner']
+           'SplitDecay', 'fused_adam', 'check_schedule', 'StageLearner', 'encoder_and_head', 'TwoStageLearner']
 
 # %% ../../nbs/api/train/two_stage.ipynb #63be8e56
 import math
@@ -34,7 +34,6 @@ from fastai.torch_core import default_device, num_distrib, params, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 # %% ../../nbs/api/train/two_stage.ipynb #3be4b5c4
 from ..core.files import versions
@@ -50,8 +49,6 @@ from asymcl.train.baselines import (
     LogitAdjustedCrossEntropy,
     classifier_loss_function,
     head_for_loss,
-    untrained_parameters,
-    with_loss_parameters,
 )
 from .checkpoint import fit_kept
 from .describe import described_function, object_name, tensors_digest
@@ -64,33 +61,38 @@ from ..wrappers import ForPML, FromPML, QueueLoss
 class RandomViews(Callback):
     "Replace each training batch by random views of its images; leave validation unchanged"
 
-    order = (
-        1  # after callbacks that mix images, such as MixUp; before mixed precision enters autocast
-    )
+    # after callbacks that mix images, such as MixUp; before mixed precision enters autocast
+    order = 1
 
     def __init__(
         self,
-        make_views=random_views,  # function: images (n, channels, height, width) to views (n, views, channels, height, width)
-        repeat_labels=False,  # False: the loss gets (n, views, ...) and labels (n,); True: (n * views, ...) and labels (n * views,)
+        make_views=random_views,  # images (n, channels, height, width) to (n, views, channels, ...)
+        repeat_labels=False,  # True: the loss gets rows (n * views, ...) and their labels
     ):
         self.make_views, self.repeat_labels = make_views, repeat_labels
 
     def before_batch(self):
-        if not self.training:
-            return
-        views = self.make_views(self.x)
-        self.batch_shape = views.shape[:2]
-        self.learn.xb = (views.flatten(0, 1),)
-        if self.repeat_labels:
-            self.learn.yb = (self.y.repeat_interleave(views.shape[1], 0),)
+        if self.training:
+            views = self.make_views(self.x)
+            self.batch_shape = views.shape[:2]
+            self.learn.xb = (views.flatten(0, 1),)
 
     def after_pred(self):
-        if self.training and not self.repeat_labels:
+        if not self.training:
+            return
+        if self.repeat_labels:
+            self.labels = self.learn.yb  # of images, which other callbacks count
+            self.learn.yb = (self.y.repeat_interleave(self.batch_shape[1], 0),)
+        else:
             self.learn.pred = self.pred.unflatten(0, self.batch_shape)
+
+    def after_loss(self):
+        if self.training and self.repeat_labels:
+            self.learn.yb = self.labels
 
 # %% ../../nbs/api/train/two_stage.ipynb #b2c61f90
 class MixableLabels(Callback):
-    "Turn integer labels (n,) into soft labels (n, classes) if MixUp or CutMix is among the callbacks"
+    "Turn integer labels (n,) into soft labels (n, classes) for MixUp and CutMix"
 
     order = -1  # before MixUp and CutMix
 
@@ -112,7 +114,7 @@ def _check_precision(precision, device):
 
 # %% ../../nbs/api/train/two_stage.ipynb #29a09947
 class Precision(MixedPrecision):
-    "Mixed precision on the learner's own device: 'bf16' anywhere, 'fp16' on CUDA"
+    "Mixed precision on the device of the model: 'bf16' on any device, 'fp16' on CUDA"
 
     inside = False  # of autocast
 
@@ -121,11 +123,12 @@ class Precision(MixedPrecision):
         if device == "cuda":
             return super().before_fit()
         _check_precision(self.amp_mode.value, device)
-        self.autocast, self.scales = torch.autocast(device, dtype=torch.bfloat16), L()
+        self.autocast = torch.autocast(device, dtype=torch.bfloat16)
+        self.scales = L()
         self.learn.scaler = torch.amp.GradScaler(device, enabled=False)
 
     def before_batch(self):
-        self.leave()  # where a batch was cancelled
+        self.leave()  # after a batch that was cancelled
         self.inside = True
         super().before_batch()
 
@@ -140,20 +143,27 @@ class Precision(MixedPrecision):
 # %% ../../nbs/api/train/two_stage.ipynb #55d4036f
 def precision_callbacks(
     precision,  # "fp32", "bf16" or "fp16"
-):  # list of callbacks, to add to a Learner
-    "Callbacks that make a Learner train in `precision`; raises ValueError where fastai's default device cannot"
+):  # list of callbacks for a Learner
+    "Make the callbacks for a precision. Raises ValueError if fastai's default device lacks it."
     _check_precision(precision, default_device().type)
     return [] if precision == "fp32" else [Precision(precision)]
 
 # %% ../../nbs/api/train/two_stage.ipynb #f817acf7
-class AcrossRanks(Callback):
-    "Inside fastai's `distrib_ctx` each rank takes its share of every batch, and the loss sees all of it; elsewhere nothing changes"
+def _fork_random_state():
+    "Context manager that restores PyTorch's random state on the CPU and the current CUDA device"
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    return torch.random.fork_rng(cuda)
 
-    order, inside = DistributedTrainer.order + 1, False
+
+class AcrossRanks(Callback):
+    "Share every batch among the ranks inside `distrib_ctx`, with a loss over all of it"
+
+    order = DistributedTrainer.order + 1
+    inside = False  # of a training on several ranks
 
     def __init__(
         self,
-        wrap=DistributedLoss,  # makes a loss over all ranks of the learner's loss; `DistributedMean` for cross-entropy and its kin
+        wrap=DistributedLoss,  # makes a loss over all ranks; `DistributedMean` for cross-entropy
     ):
         self.wrap = wrap
 
@@ -161,40 +171,36 @@ class AcrossRanks(Callback):
         self.inside = world_size() > 1 and hasattr(self.learn, "distributed_trainer")
         if not self.inside:
             return
-        self.alone, self.learn.loss_func = self.learn.loss_func, self.wrap(self.learn.loss_func)
+        self.alone = self.learn.loss_func
+        self.learn.loss_func = self.wrap(self.alone)
         self.dls.loaders = [
             SharedLoader(dl.dl) if isinstance(dl.dl, TensorLoader) else dl
             for dl in self.dls.loaders
         ]
-        seed = torch.randint(
-            2**62, ()
-        ).item()  # drawn by every rank, so that their common states stay alike
-        self.own_random_state = torch.random.fork_rng(
-            [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        )
+        seed = torch.randint(2**62, ()).item()  # the same on all ranks
+        self.own_random_state = _fork_random_state()
         self.own_random_state.__enter__()
         torch.manual_seed(seed + rank_distrib())
 
     def after_batch(self):
-        if self.training or not (self.inside and isinstance(self.dl, SharedLoader)):
-            return
-        self.learn.pred, *self.learn.yb = (torch.cat(gather_rows(x)) for x in (self.pred, *self.yb))
+        if self.inside and not self.training and isinstance(self.dl, SharedLoader):
+            whole = [torch.cat(gather_rows(x)) for x in (self.pred, *self.yb)]
+            self.learn.pred, *self.learn.yb = whole
 
     def after_fit(self):
         self.leave()
 
     def leave(self):
-        if not self.inside:
-            return
-        self.inside = False
-        self.own_random_state.__exit__(None, None, None)
-        self.learn.loss_func = self.alone
+        if self.inside:
+            self.inside = False
+            self.own_random_state.__exit__(None, None, None)
+            self.learn.loss_func = self.alone
 
 # %% ../../nbs/api/train/two_stage.ipynb #497ffee6
 def across_ranks(
-    learn,  # fastai Learner with the callback AcrossRanks, such as `contrastive` of a TwoStageLearner
+    learn,  # fastai Learner with the callback AcrossRanks, such as `contrastive` of a learner
 ):  # context manager
-    "fastai's `distrib_ctx`, set up for the device at hand, where `torchrun` started several processes; alone, nothing changes"
+    "Enter fastai's `distrib_ctx`, set up for the device, if `torchrun` started several processes"
     if num_distrib() < 2:
         return nullcontext(learn)
     join_ranks()
@@ -203,27 +209,31 @@ def across_ranks(
 
 # %% ../../nbs/api/train/two_stage.ipynb #6ed1e614
 class GradientCache(Callback):
-    "Embeds each batch in chunks, with the activations of one chunk in memory, at the price of a second forward pass"
+    "Embed each batch in chunks: the memory of one chunk, at the cost of a second forward pass"
 
     order = 90  # after everything else that happens before the model is called
 
     def __init__(
         self,
-        size,  # images embedded at a time, >= 1, views counted
+        size,  # number of images embedded at a time, >= 1; views count
     ):
         if size < 1:
             raise ValueError(f"size must be >= 1 image, got {size}")
         self.size = size
 
     def before_batch(self):
-        chunk_next_call(
-            self.model.module if isinstance(self.model, DistributedDataParallel) else self.model,
-            self.size,
-        )
+        chunk_next_call(_without_ranks(self.model), self.size)
+
+
+def _without_ranks(model):
+    "The model inside PyTorch's DistributedDataParallel, or the model itself"
+    return getattr(model, "module", model)
 
 # %% ../../nbs/api/train/two_stage.ipynb #4e8a7d15
 class SplitDecay(OptimWrapper):
-    "fastai's optimiser over a PyTorch optimiser with two groups for each of fastai's: with weight decay, and without"
+    "fastai's wrapper of a PyTorch optimiser with two groups for each group of fastai"
+
+    # PyTorch's groups 2 i and 2 i + 1 have the parameters with and without weight decay
 
     @property
     def param_lists(self):
@@ -238,14 +248,15 @@ class SplitDecay(OptimWrapper):
 
     def set_in_group(
         self,
-        index,  # of fastai's group
-        name,  # of the hyperparameter, as fastai has it, such as "lr", "mom" or "wd"
+        index,  # index of fastai's group
+        name,  # fastai's name of the hyperparameter, such as "lr", "mom" or "wd"
         value,  # number
     ):
         "Set a hyperparameter of one group"
-        both = self.opt.param_groups[2 * index : 2 * index + 2]
-        for group in both[:1] if name == "wd" else both:
-            set_item_pg(group, self.bwd_map[name], value)
+        decayed, exempt = self.opt.param_groups[2 * index : 2 * index + 2]
+        set_item_pg(decayed, self.bwd_map[name], value)
+        if name != "wd":
+            set_item_pg(exempt, self.bwd_map[name], value)
 
     def _set_hyper(self, k, v):
         for i, value in enumerate(v):
@@ -255,7 +266,7 @@ class SplitDecay(OptimWrapper):
         self,
         n,  # number of groups to freeze, from the first; negative: from the last
     ):
-        "Freeze the first `n` groups; gradients that they still have are dropped"
+        "Freeze the first `n` groups, and drop the gradients that they still have"
         super().freeze_to(n)
         for p, *_ in self.all_params():
             if not p.requires_grad:
@@ -268,8 +279,13 @@ class _Hypers(dict):
     def __init__(self, optimizer, index):
         group = optimizer.opt.param_groups[2 * index]
         mom, sqr_mom = group["betas"]
-        wd, eps = group["weight_decay"], group["eps"]
-        super().__init__(lr=group["lr"], mom=mom, sqr_mom=sqr_mom, wd=wd, eps=eps)
+        super().__init__(
+            lr=group["lr"],
+            mom=mom,
+            sqr_mom=sqr_mom,
+            wd=group["weight_decay"],
+            eps=group["eps"],
+        )
         self.optimizer, self.index = optimizer, index
 
     def __setitem__(self, name, value):
@@ -278,56 +294,67 @@ class _Hypers(dict):
 
 # %% ../../nbs/api/train/two_stage.ipynb #2d4a020c
 def fused_adam(
-    params,  # parameters, or a list of parameters for each group, as a splitter gives them
+    params,  # parameters, or a list of parameters for each group, as a splitter returns them
     lr=1e-3,  # learning rate: a number, a slice, or a list with one for each group
     mom=0.9,  # decay of the mean of the gradients, in [0, 1)
     sqr_mom=0.99,  # decay of the mean of their squares, in [0, 1)
     eps=1e-5,  # added to the root of that mean, > 0
-    wd=0.01,  # weight decay >= 0; biases, norms and other parameters with one dimension or none are exempt
+    wd=0.01,  # weight decay >= 0 of parameters with two or more dimensions
 ):  # fastai optimiser
-    "AdamW (Loshchilov & Hutter 2019) in PyTorch's fused form, with the arguments and constants of fastai's Adam"
+    """Make PyTorch's fused AdamW (Loshchilov & Hutter 2019) with the constants of fastai's Adam.
+
+    Biases, norms and other parameters with at most one dimension have no weight decay."""
     params = list(params)
     groups = params if isinstance(params[0], list | tuple | L) else [params]
-    halves = [
-        dict(
-            params=[p for p in group if (p.ndim > 1) == decays], weight_decay=wd if decays else 0.0
-        )
-        for group in groups
-        for decays in (True, False)
-    ]
+    halves = []
+    for group in groups:
+        halves.append(dict(params=[p for p in group if p.ndim > 1], weight_decay=wd))
+        halves.append(dict(params=[p for p in group if p.ndim <= 1], weight_decay=0.0))
     adamw = torch.optim.AdamW(halves, lr=1e-3, betas=(mom, sqr_mom), eps=eps, fused=True)
     optimizer = SplitDecay(opt=adamw)
     optimizer.set_hyper("lr", lr)
     return optimizer
 
 # %% ../../nbs/api/train/two_stage.ipynb #a04c0151
-class StageLearner(Learner):
-    "A fastai Learner that sets up the callbacks of a call, and calls `leave` of callbacks however a training ends"
+def check_schedule(
+    epochs,  # number of epochs, an integer >= 1
+    lr,  # learning rate > 0; a slice or list: one for each group of parameters; None: the default
+):
+    "Raise ValueError for numbers that cannot be trained with"
+    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
+        raise ValueError(f"epochs must be an integer >= 1, got {epochs!r}")
+    rates = L(lr)  # empty for None
+    if isinstance(lr, slice):
+        rates = [rate for rate in (lr.start, lr.stop) if rate is not None]
+    valid = [isinstance(rate, Real) and math.isfinite(rate) and rate > 0 for rate in rates]
+    if not all(valid) or (lr is not None and not valid):
+        raise ValueError(f"lr must be > 0, or a slice or list of such rates, got {lr!r}")
 
-    def fit(self, *args, **kwargs):
-        self._renew_opt()
+# %% ../../nbs/api/train/two_stage.ipynb #a04c0153
+class StageLearner(Learner):
+    "A fastai Learner that checks and cleans up, and trains the parameters of its loss, too"
+
+    def fit(self, n_epoch, lr=None, *args, **kwargs):
+        check_schedule(n_epoch, lr)
+        if self.opt is not None and _untrained(self.loss_func, self.opt.param_lists):
+            self.opt = None  # fastai makes it again, for the parameters of the new loss
         try:
-            return super().fit(*args, **kwargs)
+            return super().fit(n_epoch, lr, *args, **kwargs)
         finally:
             _leave(self.cbs)
 
-    @contextmanager
-    def added_cbs(self, cbs):
-        cbs = L(cbs).map(lambda cb: cb() if isinstance(cb, type) else cb)
-        with super().added_cbs(cbs):
-            try:
-                for cb in cbs:
-                    cb("after_create")
-                yield
-            finally:
-                _leave(cbs)
+    def fit_one_cycle(self, n_epoch, lr_max=None, *args, **kwargs):
+        check_schedule(n_epoch, lr_max)
+        if isinstance(lr_max, Real):
+            lr_max = float(lr_max)  # fastai takes no np.float32
+        return super().fit_one_cycle(n_epoch, lr_max, *args, **kwargs)
 
     def predict(self, *args, **kwargs):
         self._check_classifies("predict")
         if isinstance(self.dls.valid, TensorLoader):
             raise TypeError(
-                "predict takes single items, and this Learner has a loader over tensors: use predict "
-                "of the TwoStageLearner for images, or get_preds(dl=...)"
+                "predict takes single items, and this Learner has a loader over tensors: "
+                "use predict of the TwoStageLearner for images, or get_preds(dl=...)"
             )
         return super().predict(*args, **kwargs)
 
@@ -336,7 +363,6 @@ class StageLearner(Learner):
         return super().show_results(*args, **kwargs)
 
     def _check_classifies(self, method):
-        "Raise TypeError in a contrastive stage"
         if any(isinstance(cb, RandomViews) and not cb.repeat_labels for cb in self.cbs):
             raise TypeError(
                 f"{method} needs classes, and the contrastive stage gives embeddings: "
@@ -351,36 +377,48 @@ def _leave(cbs):
             cb.leave()
 
 
-def encoder_and_head(
-    model,  # nn.Sequential of encoder and head
-):  # list of two lists of parameters
-    "Splitter for fastai: the parameters of the encoder, and those of the head"
-    return [params(part) for part in model]
+@patch
+@contextmanager
+def added_cbs(self: StageLearner, cbs):
+    cbs = L(cbs).map(lambda cb: cb() if isinstance(cb, type) else cb)
+    with Learner.added_cbs(self, cbs):
+        try:
+            for cb in cbs:
+                cb("after_create")
+            yield
+        finally:
+            _leave(cbs)
 
 # %% ../../nbs/api/train/two_stage.ipynb #fd4467e2
+def _untrained(loss, groups):
+    "List the parameters of a loss that require a gradient and are in none of the groups"
+    if not isinstance(loss, nn.Module):
+        return []
+    known = {id(p) for group in groups for p in group}
+    return [p for p in loss.parameters() if p.requires_grad and id(p) not in known]
+
+
 @patch
 def create_opt(self: StageLearner):
-    "Make the optimiser, for the parameters of the loss too"
-    own = self.splitter
-    self.splitter = lambda model: with_loss_parameters(own(model), self.loss_func)
+    "Make the optimiser for the parameters of the model and of the loss"
+    splitter = self.splitter
+
+    def with_loss(model):
+        groups = list(splitter(model))
+        if not isinstance(groups[0], list | tuple | L):
+            groups = [groups]
+        return [*groups[:-1], [*groups[-1], *_untrained(self.loss_func, groups)]]
+
+    self.splitter = with_loss
     try:
         Learner.create_opt(self)
     finally:
-        self.splitter = own
-
-
-@patch
-def _renew_opt(self: StageLearner):
-    "Let `fit` make the optimiser again if the loss was exchanged for one with other parameters"
-    if self.opt is None or isinstance(self.opt_func, OptimWrapper):
-        return
-    if untrained_parameters(self.loss_func, self.opt.param_lists):
-        self.opt = None
+        self.splitter = splitter
 
 # %% ../../nbs/api/train/two_stage.ipynb #2627047f
 @patch
 def lr_find(self: StageLearner, *args, **kwargs):
-    "fastai's `lr_find`, which also leaves the state of the loss as it was"
+    "fastai's `lr_find`, which also restores the state of the loss"
     loss = self.loss_func if isinstance(self.loss_func, nn.Module) else nn.Module()
     state = deepcopy(loss.state_dict())
     try:
@@ -392,21 +430,14 @@ def lr_find(self: StageLearner, *args, **kwargs):
 @patch
 def to_bf16(self: StageLearner):
     "Train in bfloat16 mixed precision, on any device"
-    return _in_precision(self, "bf16")
+    return self.to_fp32().add_cbs(precision_callbacks("bf16"))
 
 
 @patch
-def to_fp16(
-    self: StageLearner,
-    **kwargs,  # of GradScaler
-):
-    "Train in float16 mixed precision; raises ValueError where fastai's default device is not CUDA"
-    return _in_precision(self, "fp16", **kwargs)
-
-
-def _in_precision(learn, precision, **kwargs):
-    _check_precision(precision, default_device().type)
-    return learn.to_fp32().add_cb(Precision(precision, **kwargs))
+def to_fp16(self: StageLearner):
+    "Train in float16 mixed precision. Raises ValueError if fastai's default device is not CUDA."
+    callbacks = precision_callbacks("fp16")
+    return self.to_fp32().add_cbs(callbacks)
 
 # %% ../../nbs/api/train/two_stage.ipynb #2a1d8c4f
 _CLASSIFIER_LOSSES = (
@@ -423,143 +454,116 @@ _CLASSIFIER_LOSSES = (
 
 def _check_loss(loss, repeat_labels):
     "Raise TypeError unless `loss` can be a contrastive loss"
-    name = loss.__name__ if isinstance(loss, type) else object_name(loss)
     if isinstance(loss, type) or not callable(loss):
-        raise TypeError(f"loss must be a contrastive loss, such as AFCL(), got {name}")
-    of_classifier = isinstance(loss, _CLASSIFIER_LOSSES) or loss in (F.cross_entropy, F.nll_loss)
-    if of_classifier:
+        got = loss.__name__ if isinstance(loss, type) else repr(loss)
+        raise TypeError(f"loss must be a contrastive loss, such as AFCL(), got {got}")
+    if isinstance(loss, _CLASSIFIER_LOSSES) or loss in (F.cross_entropy, F.nll_loss):
         raise TypeError(
-            f"loss must be a contrastive loss of embeddings, such as AFCL(), got {name}, which is "
-            "for classifiers; give it as classifier_loss"
+            f"loss must be a contrastive loss of embeddings, such as AFCL(), got "
+            f"{object_name(loss)}, which is for classifiers; give it as classifier_loss"
         )
     of_pml = any(c.__module__.startswith("pytorch_metric_learning") for c in type(loss).__mro__)
     if of_pml and not repeat_labels:
         raise TypeError(
-            f"loss must take embeddings (n, views, size), got {type(loss).__name__} of PyTorch Metric "
-            "Learning, which takes rows; wrap it in asymcl.wrappers.FromPML, or pass repeat_labels=True"
+            f"loss must take embeddings (n, views, size), got {type(loss).__name__} of PyTorch "
+            "Metric Learning, which takes rows; wrap it in asymcl.wrappers.FromPML, or pass "
+            "repeat_labels=True"
         )
 
 # %% ../../nbs/api/train/two_stage.ipynb #8c626b18
 def _check_classifier_loss(loss, classes, device):
-    "Raise TypeError or ValueError unless `loss` gives a finite scalar for logits (n, classes) and integer labels (n,)"
+    "Raise TypeError or ValueError unless `loss` gives a finite scalar for logits and labels"
     if isinstance(loss, type):
         raise TypeError(
-            f"classifier_loss must be a name or a loss function, got the class {loss.__name__}; did you forget ()?"
+            "classifier_loss must be a name or a loss function, got the class "
+            f"{loss.__name__}; did you forget ()?"
         )
     if isinstance(loss, LossWithSettings | QueueLoss | ForPML | FromPML):
         raise TypeError(
-            f"classifier_loss must be a loss of logits, got {object_name(loss)}, which is contrastive; give it as loss"
+            f"classifier_loss must be a loss of logits, got {object_name(loss)}, "
+            "which is contrastive; give it as loss"
         )
     function = classifier_loss_function(loss, torch.ones(classes))
     if isinstance(loss, str):
         return
     module = getattr(function, "func", function)  # fastai's losses hold PyTorch's as `func`
     if isinstance(module, nn.Module):
-        device = next((t.device for t in [*module.parameters(), *module.buffers()]), device)
-    logits, labels = torch.zeros(classes + 1, classes), torch.arange(classes + 1) % classes
+        device = next((t.device for t in module.state_dict().values()), device)
+    logits = torch.zeros(classes + 1, classes, device=device)
+    labels = torch.arange(classes + 1, device=device) % classes
     try:
-        with _generators_kept(), torch.no_grad():
-            value = function(logits.to(device), labels.to(device))
+        with torch.no_grad():
+            value = function(logits, labels)
     except Exception as error:
         raise ValueError(
-            f"classifier_loss {object_name(loss)} fails on logits {tuple(logits.shape)} and integer labels "
-            f"{tuple(labels.shape)} of {classes} classes: {error}"
+            f"classifier_loss {object_name(loss)} fails on logits {tuple(logits.shape)} and "
+            f"integer labels {tuple(labels.shape)} of {classes} classes: {error}"
         ) from error
     if not isinstance(value, torch.Tensor) or value.ndim or not value.isfinite():
         got = tuple(value.shape) if getattr(value, "ndim", 0) else value
         raise ValueError(
-            f"classifier_loss must give a finite scalar, got {got} from {object_name(loss)} for logits of "
-            "zero; a reduction such as 'mean' makes a scalar"
+            f"classifier_loss must give a finite scalar, got {got} from {object_name(loss)} for "
+            "logits of zero; a reduction such as 'mean' makes a scalar"
         )
 
 # %% ../../nbs/api/train/two_stage.ipynb #0c7ae5d9
-@contextmanager
-def _generators_kept():
-    "Leave the states of the generators of PyTorch, NumPy and Python as they were"
-    states = random.getstate(), np.random.get_state()
-    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(cuda):
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-
-
 def _check_views(make_views, images):
-    "Raise TypeError or ValueError unless `make_views` gives views (n, views, channels, height, width) of images"
+    "Raise TypeError or ValueError unless `make_views` returns views of the images"
     images = images[:2]
-    with _generators_kept():
+    python, numpy = random.getstate(), np.random.get_state()
+    with _fork_random_state():
         views = make_views(images)
+    random.setstate(python)
+    np.random.set_state(numpy)
     if not isinstance(views, torch.Tensor):
         raise TypeError(f"make_views must return a torch.Tensor, got {type(views).__name__}")
     if views.ndim != 5 or len(views) != len(images) or views.shape[2] != images.shape[1]:
         raise ValueError(
             "make_views must return views of shape (n, views, channels, height, width), got "
-            f"{tuple(views.shape)} for images {tuple(images.shape)}; stack the views by torch.stack(views, 1)"
+            f"{tuple(views.shape)} for images {tuple(images.shape)}; "
+            "stack the views by torch.stack(views, 1)"
         )
 
 # %% ../../nbs/api/train/two_stage.ipynb #68a8966f
 def _first_batch(dls):
-    "Images, labels and class names of the first validation batch; TypeError or ValueError for `dls` without them"
-    loaders = list(getattr(dls, "loaders", ()))[:2]
-    if len(loaders) < 2 or not all(hasattr(dl, "one_batch") for dl in loaders):
-        got = [type(dl).__name__ for dl in loaders if not hasattr(dl, "one_batch")]
+    "Images of the first validation batch, and class names. Raises an error for unsuitable `dls`."
+    loaders = list(getattr(dls, "loaders", []))[:2]
+    if len(loaders) < 2 or not all(isinstance(dl, DataLoader) for dl in loaders):
+        got = " and ".join(type(dl).__name__ for dl in loaders) or "no loaders"
         raise TypeError(
             "dls must be fastai DataLoaders with a train and a valid loader of fastai, got "
-            f"{', '.join(got) or f'{type(dls).__name__} of {len(loaders)} loaders'}; make them by ImageData.dls, or "
-            "by DataLoaders.from_dsets(train, valid, bs=64)"
+            f"{type(dls).__name__} of {got}; make them by ImageData.dls, or by "
+            "DataLoaders.from_dsets(train, valid, bs=64)"
         )
-    vocab, batch = getattr(dls, "vocab", None), dls.valid.one_batch()
-    if vocab is None:
+    if getattr(dls, "vocab", None) is None:
         raise ValueError(
-            "dls must have a vocab, the names of the classes, got none; set dls.vocab = ['a', 'b']"
+            "dls must have a vocab, the names of the classes; set dls.vocab = ['a', 'b']"
         )
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
+    images, *labels = dls.valid.one_batch()
+    if not labels:
         raise ValueError("dls must give batches (images, labels), got images without labels")
-    _check_labels(batch[1])
-    return batch[0], [str(c) for c in vocab]
-
-
-def _check_like(learn, dls):
-    "Images of the first validation batch; ValueError unless a two-stage learner can go on with these data"
-    images, classes = _first_batch(dls)
-    if classes != learn.classes or encoder_width(learn.encoder, images) != learn.width:
-        raise ValueError(
-            f"dls must have classes {learn.classes} and images of {learn.width} features, got classes "
-            f"{classes} and images {tuple(images.shape)}; make a new TwoStageLearner"
-        )
-    return images
-
-
-def _check_labels(labels):
-    "Raise TypeError unless labels are integers (n,)"
-    if labels.ndim != 1 or labels.is_floating_point():
+    if labels[0].ndim != 1 or labels[0].is_floating_point():
         raise TypeError(
-            f"labels of the DataLoaders must be integers (n,), got {labels.dtype} {tuple(labels.shape)}; "
-            "soft labels are made in training, by cbs=MixUp() or another callback"
+            "labels of the DataLoaders must be integers (n,), got "
+            f"{labels[0].dtype} {tuple(labels[0].shape)}; soft labels are made in training, "
+            "by cbs=MixUp() or another callback"
         )
-
-# %% ../../nbs/api/train/two_stage.ipynb #15c8f3ba
-def _guards(guards):
-    "List of callbacks: all guards for True, none for False, or those of a list"
-    if isinstance(guards, bool):
-        return [StopNonFinite(), WatchEmbeddings()] if guards else []
-    return list(L(guards))
+    return images, [str(name) for name in dls.vocab]
 
 # %% ../../nbs/api/train/two_stage.ipynb #c64453c2
 class _Shared:
-    "Data, encoder, precision and loss of the head, each held in one place"
+    "Data, encoder, precision and loss of the head, each stored in one place"
 
-    fixed = ("encoder", "width", "make_views", "precision", "guards", "opt_func")
+    _fixed = ("encoder", "width", "make_views", "precision", "guards", "opt_func")
 
     def __setattr__(self, name, value):
-        if name in self.fixed and "contrastive" in vars(self):
+        if name in self._fixed and "contrastive" in vars(self):
             raise AttributeError(f"{name} cannot be set later; make a new TwoStageLearner")
         super().__setattr__(name, value)
 
     @property
     def encoder(self):
-        model = self.contrastive.model
-        return (model.module if isinstance(model, DistributedDataParallel) else model)[0]
+        return _without_ranks(self.contrastive.model)[0]
 
     @property
     def precision(self):
@@ -572,7 +576,12 @@ class _Shared:
 
     @dls.setter
     def dls(self, dls):
-        images = _check_like(self, dls)
+        images, classes = _first_batch(dls)
+        if classes != self.classes or encoder_width(self.encoder, images) != self.width:
+            raise ValueError(
+                f"dls must have classes {self.classes} and images of {self.width} features, got "
+                f"classes {classes} and images {tuple(images.shape)}; make a new TwoStageLearner"
+            )
         self.contrastive.dls, self.image_shape = dls, tuple(images.shape[1:])
         self._classifier = self._loaded = None
 
@@ -582,35 +591,45 @@ class _Shared:
 
     @classifier_loss.setter
     def classifier_loss(self, loss):
-        device = getattr(self.dls, "device", None) or "cpu"
-        _check_classifier_loss(loss, len(self.classes), device)
-        self._classifier_loss, self._classifier, self._loaded = loss, None, None
+        _check_classifier_loss(loss, len(self.classes), self.dls.device or "cpu")
+        self._classifier_loss = loss
+        self._classifier = self._loaded = None
 
 # %% ../../nbs/api/train/two_stage.ipynb #edf11363
+def encoder_and_head(
+    model,  # nn.Sequential of encoder and head
+):  # list of two lists of parameters
+    "Split the parameters into those of the encoder and those of the head"
+    return [params(part) for part in model]
+
+
 class TwoStageLearner(_Shared):
     "A contrastive stage and a classification stage over one encoder"
 
     def __init__(
         self,
-        dls,  # fastai DataLoaders: train, valid and, for `evaluate("test")`, test; batches (images, labels), with a vocab
+        dls,  # fastai DataLoaders (train, valid and perhaps test) of images and labels, with vocab
         encoder,  # nn.Module: images (n, channels, height, width) to features (n, width)
-        loss,  # contrastive loss: called with embeddings (n, views, size) of unit length and labels (n,); in validation (n, size)
+        loss,  # contrastive loss of unit embeddings (n, views, size) and labels (n,)
         *,
-        classifier_loss="cross_entropy",  # name in `asymcl.train.baselines`, such as "focal" or "logit_adjusted", or a loss function
-        make_views=random_views,  # the augmentation of stage 1
-        repeat_labels=False,  # True: for a loss of rows, called with embeddings (n * views, size) and labels (n * views,)
-        embedding_size=128,  # dimensions of the projection
+        classifier_loss="cross_entropy",  # name in `asymcl.train.baselines`, or loss function
+        make_views=random_views,  # augmentation of stage 1
+        repeat_labels=False,  # True: the loss gets embeddings (n * views, size) and their labels
+        embedding_size=128,  # number of dimensions of the projection
         opt_func=fused_adam,  # fastai optimiser of both stages
-        splitter=encoder_and_head,  # of stage 1: function of the model to lists of parameters, one for each group
-        precision="fp32",  # of stage 1: "fp32", "bf16" or "fp16"
-        guards=True,  # callbacks that look for NaN, collapse and more: True for all of `asymcl.train.guards`, False for none, or a list
+        splitter=encoder_and_head,  # function: model to lists of parameters, for stage 1
+        precision="fp32",  # "fp32", "bf16" or "fp16", for stage 1
+        guards=True,  # True: callbacks of `asymcl.train.guards`; False: none; or a list of them
         cbs=None,  # further callbacks of stage 1
     ):
         _check_loss(loss, repeat_labels)
         images, self.classes = _first_batch(dls)
         self.image_shape, self.width = tuple(images.shape[1:]), encoder_width(encoder, images)
         _check_views(make_views, images)
-        self.make_views, self.opt_func, self.guards = make_views, opt_func, _guards(guards)
+        self.make_views, self.opt_func = make_views, opt_func
+        if isinstance(guards, bool):
+            guards = [StopNonFinite(), WatchEmbeddings()] if guards else []
+        self.guards = L(guards)
         views = [RandomViews(make_views, repeat_labels), MixableLabels(), AcrossRanks()]
         self.contrastive = StageLearner(
             dls,
@@ -622,22 +641,23 @@ class TwoStageLearner(_Shared):
             cbs=[*views, *self.guards, *precision_callbacks(precision), *L(cbs)],
         )
         self.classifier_loss = classifier_loss
-        self._encoder_state = self._encoder_mark = self._temperature = None
-        self._kept_calls = {}
+        self._encoder_sums = self._temperature = None
+        self._completed_calls = {}
 
 # %% ../../nbs/api/train/two_stage.ipynb #6365f310
 @patch
 def fit_contrastive(
     self: TwoStageLearner,
-    epochs=10,  # passes over the training images, >= 1
+    epochs=10,  # number of passes over the training images, >= 1
     lr=3e-3,  # highest learning rate of the cycle, > 0; a slice or list: for the parameter groups
-    keep=None,  # folder in which every epoch is kept, and from which the training is resumed; None: nothing is kept
-    resume=False,  # True: resume from `keep` also if initial weights or random state differ, as in a script without a seed
+    keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
+    resume=False,  # True: resume even if initial weights or random state differ
     **kwargs,  # further arguments of fit_one_cycle, such as cbs
 ):
     """Train encoder and projection head (stage 1).
 
-    Raises ValueError for values out of range and for a folder of another training, OSError for one that cannot be used."""
+    Raises ValueError for values out of range and for a folder of another training, OSError for
+    a folder that cannot be used."""
 
     def settings():
         data = getattr(self.dls, "image_data", None)
@@ -657,55 +677,39 @@ def fit_contrastive(
 def _train(
     self: TwoStageLearner, learn, stage, settings, epochs, lr, keep, resume, cbs=None, **kwargs
 ):
-    "fit_one_cycle of one stage, with every epoch kept if there is a folder; `settings` are computed only for it"
-    _check_schedule(epochs, lr)
-    lr = float(lr) if isinstance(lr, Real) else lr  # fastai takes no np.float32
-    for theirs, ours in dict(n_epoch="epochs", lr_max="lr").items():
-        if theirs in kwargs:
-            raise TypeError(f"{theirs} is not an argument here; give {ours}")
+    "Call fit_one_cycle of one stage; save every epoch if there is a folder"
     if keep is None:
         if resume:
             raise ValueError("resume=True needs keep, the folder to resume from")
         return learn.fit_one_cycle(epochs, lr, cbs=cbs, **kwargs)
     if world_size() > 1:
-        raise ValueError(f"keep must be None where several processes train, got {keep}")
-    place = stage, str(Path(keep).absolute())
-    call = self._kept_calls.get(place, 0) + 1
-    fit_kept(
-        learn,
-        keep,
-        stage if call == 1 else f"{stage}_call_{call}",
-        lambda kept: learn.fit_one_cycle(epochs, lr, cbs=[*L(cbs), *kept], **kwargs),
-        settings(),
-        resume,
-    )
-    self._kept_calls[place] = call
+        raise ValueError(f"keep must be None if several processes train, got {keep}")
 
+    def fit(keep_callbacks):
+        learn.fit_one_cycle(epochs, lr, cbs=[*L(cbs), *keep_callbacks], **kwargs)
 
-def _check_schedule(epochs, lr):
-    "Raise ValueError unless epochs are an integer >= 1 and all learning rates finite and > 0"
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
-        raise ValueError(f"epochs must be an integer >= 1, got {epochs!r}")
-    rates = [r for r in (lr.start, lr.stop) if r is not None] if isinstance(lr, slice) else L(lr)
-    if not rates or not all(isinstance(r, Real) and math.isfinite(r) and r > 0 for r in rates):
-        raise ValueError(f"lr must be > 0, a slice or a list of such rates, got {lr!r}")
+    key = stage, str(Path(keep).absolute())
+    completed = self._completed_calls.get(key, 0)
+    name = f"{stage}_call_{completed + 1}" if completed else stage
+    fit_kept(learn, keep, name, fit, settings(), resume)
+    self._completed_calls[key] = completed + 1
 
 # %% ../../nbs/api/train/two_stage.ipynb #9839b080
 @patch
 def features(
     self: TwoStageLearner,
-    split="train",  # "train", "valid" or "test", or a fastai DataLoader over images
-):  # features (n, width) and labels (n,), in the order of the data, on the encoder's device; labels None where there are none
-    "Features of all images of a split by the encoder as it is now, without augmentation"
+    split="train",  # "train", "valid" or "test", or a fastai DataLoader of images
+):  # features (n, width) and labels (n,) on the encoder's device; labels None if there are none
+    "Compute the features of all images of a split, in order and without augmentation"
     return encode_all(self.encoder, self.loader(split))
 
 # %% ../../nbs/api/train/two_stage.ipynb #065a73ef
 @patch
 def loader(
     self: TwoStageLearner,
-    split,  # "train", "valid" or "test", or a DataLoader
-):  # DataLoader over all images of the split in order, without augmentation
-    "The loader of a split for evaluation; raises ValueError for a split that the DataLoaders do not have"
+    split,  # "train", "valid" or "test", or a fastai DataLoader of images
+):  # DataLoader of all images of the split in order, without augmentation
+    "Make the loader of a split for evaluation. Raises ValueError for an unknown split."
     if isinstance(split, DataLoader):
         return split.new(shuffle=False, drop_last=False)
     names = ["train", "valid", "test"][: len(self.dls.loaders)]
@@ -717,109 +721,93 @@ def loader(
 
 # %% ../../nbs/api/train/two_stage.ipynb #595ceaba
 @patch
-def new_classifier(self: TwoStageLearner):  # fastai Learner over features, also in `classifier`
+def new_classifier(self: TwoStageLearner):  # fastai Learner of features, also in `classifier`
     "Compute features with the encoder as it is now, and start a new head on them"
-    return self._over_features()
+    return self._learner_of(head_for_loss(self.classifier_loss, self.width, len(self.classes)))
 
 
 @patch
-def _over_features(self: TwoStageLearner, head=None):
-    "The Learner of stage 2, with a new head or with the one that is given"
-    (x, y), valid = self.features("train"), self.features("valid")
-    if head is None:
-        head = head_for_loss(self.classifier_loss, self.width, len(self.classes))
-    counts = y.bincount(minlength=len(self.classes)).cpu()
-    train, valid = (
-        TensorLoader((x, y), bs=self.dls.train.bs, shuffle=True),
-        TensorLoader(valid, bs=4096),
-    )
+def _learner_of(self: TwoStageLearner, head):
+    "Make the Learner of stage 2 for a head"
+    x, y = self.features("train")
+    train = TensorLoader((x, y), bs=self.dls.train.bs, shuffle=True)
+    valid = TensorLoader(self.features("valid"), bs=4096)
     for loader in (train, valid):
         loader.dataset.vocab = CategoryMap(self.classes, sort=False)
+    self._counts = y.bincount(minlength=len(self.classes)).cpu()
     self._classifier = StageLearner(
         DataLoaders(train, valid, device=x.device),
         head,
         opt_func=self.opt_func,
-        loss_func=classifier_loss_function(self.classifier_loss, counts),
+        loss_func=classifier_loss_function(self.classifier_loss, self._counts),
         metrics=[UnweightedAccuracy(), RocAuc()],
         cbs=[StopNonFinite(g.folder) for g in self.guards if isinstance(g, StopNonFinite)],
     )
-    self._loaded, self._counts = None, counts
-    self._encoder_state, self._encoder_mark = self._encoder_digest(), _mark(self.encoder)
+    self._loaded = None
+    self._encoder_sums = _sums(self.encoder)
     return self._classifier
 
 # %% ../../nbs/api/train/two_stage.ipynb #d6fd4d35
-@patch
-def _encoder_digest(self: TwoStageLearner):
-    "SHA-256 of the encoder's weights and statistics"
-    return tensors_digest(self.encoder.state_dict().values())
-
-
-def _mark(module):
-    "Version counter and first value of every tensor of a module"
-    tensors = [t for t in module.state_dict().values() if t.numel()]
-    first = [t[(0,) * t.ndim].float() for t in tensors]
-    return [t._version for t in tensors], torch.stack(first).tolist() if first else []
-
-
-@patch
-def _encoder_is_same(self: TwoStageLearner, certain=False):
-    "Whether the encoder is the one of the head; `certain`: compare every bit, even if the mark is the same"
-    mark = _mark(self.encoder)
-    if certain or mark != self._encoder_mark:
-        if self._encoder_digest() != self._encoder_state:
-            return False
-        self._encoder_mark = mark
-    return True
+def _sums(module):
+    "Sum of every parameter and buffer of a module, in float64 on the CPU"
+    tensors = module.state_dict().values()
+    return [t.detach().cpu().sum(dtype=torch.float64).item() for t in tensors]
 
 # %% ../../nbs/api/train/two_stage.ipynb #5e9f7fd9
 @patch
-def _check_trained(self: TwoStageLearner, certain=False):
-    "Raise RuntimeError if there is no head, or the encoder has changed since its features were computed"
+def _check_trained(self: TwoStageLearner):
+    "Raise RuntimeError if there is no head, or if it was trained for other weights of the encoder"
     if self._classifier is None and self._loaded is None:
         raise RuntimeError(
-            "there is no classification head yet; call fit_classifier(), or new_classifier() for an untrained one"
+            "there is no classification head yet; call fit_classifier(), "
+            "or new_classifier() for an untrained one"
         )
-    if not self._encoder_is_same(certain):
+    if _sums(self.encoder) != self._encoder_sums:
         raise RuntimeError(
-            "the encoder has changed since the classification head was trained; call fit_classifier() to train a new one"
+            "the encoder has changed since the classification head was trained; "
+            "call fit_classifier() to train a new one"
         )
 
 
 @patch(as_prop=True)
 def classifier(self: TwoStageLearner):
-    "fastai Learner of stage 2; raises RuntimeError if there is none, or the encoder has changed since its features were computed"
+    "fastai Learner of stage 2. Raises RuntimeError without a head for the encoder as it is now."
     self._check_trained()
-    return self._classifier or self._over_features(self._loaded.head)
+    return self._classifier or self._learner_of(self._loaded.head)
 
 # %% ../../nbs/api/train/two_stage.ipynb #136cb5d9
 @patch
 def fit_classifier(
     self: TwoStageLearner,
-    epochs=10,  # passes over the cached features, >= 1
+    epochs=10,  # number of passes over the stored features, >= 1
     lr=1e-2,  # highest learning rate of the cycle, > 0
     keep=None,  # folder, as for `fit_contrastive`
     resume=False,  # as for `fit_contrastive`
     **kwargs,  # further arguments of fit_one_cycle, such as cbs
 ):
-    "Train the classification head (stage 2); a further call trains it further, or a new head if the encoder has changed"
+    """Train the classification head (stage 2).
+
+    A further call trains it further, or a new head if the encoder has changed."""
+    check_schedule(epochs, lr)
     no_head = self._classifier is None and self._loaded is None
-    if no_head or not self._encoder_is_same(certain=True):
+    if no_head or _sums(self.encoder) != self._encoder_sums:
         self.new_classifier()
-    learn = self.classifier
 
     def settings():
-        loss = described_function(self.classifier_loss)
-        return dict(classifier_loss=loss, encoder=self._encoder_state)
+        return dict(
+            classifier_loss=described_function(self.classifier_loss),
+            encoder=tensors_digest(self.encoder.state_dict().values()),
+        )
 
-    self._train(learn, "stage_2", settings, epochs, lr, keep, resume, **kwargs)
+    self._train(self.classifier, "stage_2", settings, epochs, lr, keep, resume, **kwargs)
 
 # %% ../../nbs/api/train/two_stage.ipynb #b0292525
 @patch
 def fit(
     self: TwoStageLearner,
-    contrastive_epochs=10,  # of stage 1
-    classifier_epochs=10,  # of stage 2
-    keep=None,  # folder in which every epoch of both is kept, and from which they are resumed; None: nothing is kept
+    contrastive_epochs=10,  # number of epochs of stage 1
+    classifier_epochs=10,  # number of epochs of stage 2
+    keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
     *,
     contrastive_lr=3e-3,  # highest learning rate of stage 1, as for `fit_contrastive`
     classifier_lr=1e-2,  # highest learning rate of stage 2
@@ -827,21 +815,20 @@ def fit(
     resume=False,  # as for `fit_contrastive`
 ):
     "Train stage 1, then stage 2"
-    _check_schedule(classifier_epochs, classifier_lr)
+    check_schedule(classifier_epochs, classifier_lr)
     self.fit_contrastive(contrastive_epochs, contrastive_lr, keep, resume, cbs=cbs)
     self.fit_classifier(classifier_epochs, classifier_lr, keep, resume)
 
 # %% ../../nbs/api/train/two_stage.ipynb #6d21e9f4
 @patch
 def _fitted_temperature(self: TwoStageLearner):
-    "Temperature of the head as it is now"
+    "Temperature of the head as it is now, fitted once"
     if self._loaded is not None:
         return self._loaded.temperature
     head = self._classifier.model
-    mark = id(head), _mark(head)
+    mark = id(head), _sums(head)
     if self._temperature is None or self._temperature[0] != mark:
-        logits, labels = self._valid_logits()
-        self._temperature = mark, fit_temperature(logits, labels)
+        self._temperature = mark, fit_temperature(*self._valid_logits())
     return self._temperature[1]
 
 
@@ -858,9 +845,9 @@ def _valid_logits(self: TwoStageLearner):
 @torch.no_grad()
 def probabilities(
     self: TwoStageLearner,
-    split="valid",  # "train", "valid" or "test", or a fastai DataLoader over images
-):  # probabilities (n, classes) and labels (n,), on the CPU; labels None where there are none
-    "Calibrated class probabilities of a split, and its labels"
+    split="valid",  # "train", "valid" or "test", or a fastai DataLoader of images
+):  # probabilities (n, classes) and labels (n,), on the CPU; labels None if there are none
+    "Compute calibrated class probabilities of a split"
     model = self._model()
     x, y = self.features(split)
     logits = model.head.eval().to(x.device)(x).cpu()
@@ -868,29 +855,37 @@ def probabilities(
 
 # %% ../../nbs/api/train/two_stage.ipynb #21ee6d7a
 @patch
-def _model(self: TwoStageLearner):
-    "A TrainedModel of this learner's encoder and head themselves, for predictions; raises RuntimeError without a trained head"
-    self._check_trained()
+def _image_settings(self: TwoStageLearner):
+    "How images become inputs of the encoder, as fields of a TrainedModel"
     valid, data = self.dls.valid, getattr(self.dls, "image_data", None)
-    return TrainedModel(
-        encoder=self.encoder,
-        head=self._classifier.model if self._loaded is None else self._loaded.head,
-        classes=tuple(self.classes),
+    return dict(
         image_shape=self.image_shape,
         mean=getattr(valid, "mean", None),
         std=getattr(valid, "std", None),
         fit=data.fit if data else "squish",
+    )
+
+
+@patch
+def _model(self: TwoStageLearner):
+    "TrainedModel of this learner's encoder and head, for predictions; RuntimeError without a head"
+    self._check_trained()
+    return TrainedModel(
+        encoder=self.encoder,
+        head=self._loaded.head if self._loaded else self._classifier.model,
+        classes=tuple(self.classes),
         temperature=self._fitted_temperature(),
-        batch_size=valid.bs,
+        batch_size=self.dls.valid.bs,
+        **self._image_settings(),
     )
 
 # %% ../../nbs/api/train/two_stage.ipynb #1f098e9c
 @patch
 def evaluate(
     self: TwoStageLearner,
-    split="valid",  # "train", "valid" or "test", or a DataLoader over labelled images
+    split="valid",  # "train", "valid" or "test", or a fastai DataLoader of labelled images
 ):  # dict of metric name to float
-    "Weighted and unweighted accuracy, recalls, ROC AUC and more on a split, which is left unchanged by it"
+    "Compute weighted and unweighted accuracy, recalls, ROC AUC and more on a split"
     p, y = self.probabilities(split)
     if y is None:
         raise ValueError(
@@ -902,9 +897,11 @@ def evaluate(
 @patch
 def predict(
     self: TwoStageLearner,
-    images,  # uint8 (n, channels, height, width), or float that is normalised as the training images are
+    images,  # uint8 (n, channels, height, width), or float normalised like the training images
 ):  # list of n class names, and calibrated probabilities (n, classes)
-    "Class and probabilities of new images, as `TrainedModel.predict` gives them; raises RuntimeError without a trained head"
+    """Predict new images, as `TrainedModel.predict` does.
+
+    Raises RuntimeError without a trained head."""
     return self._model().predict(images)
 
 # %% ../../nbs/api/train/two_stage.ipynb #6a9a3059
@@ -913,22 +910,24 @@ def trained_model(
     self: TwoStageLearner,
     gallery=False,  # True: with names and features of the training images
 ) -> TrainedModel:
-    "What this learner has learnt, for use without it; raises RuntimeError without a trained head"
-    self._check_trained(certain=True)
-    images = self._gallery() if gallery else None
+    "Copy the trained model, for use without the learner. Raises RuntimeError without a head."
+    model = self._model()
     if self._loaded is not None:
-        model = replace(self._loaded, gallery=images)
+        model = replace(self._loaded, encoder=self.encoder)
     else:
-        logits, labels = self._valid_logits()
-        model = replace(self._model(), valid_logits=logits, valid_labels=labels, gallery=images)
+        model.valid_logits, model.valid_labels = self._valid_logits()
         model.about = self._about(model)
-    model.encoder, model.head = (deepcopy(part).cpu().eval() for part in (self.encoder, model.head))
-    return model
+    return replace(
+        model,
+        encoder=deepcopy(model.encoder).cpu().eval(),
+        head=deepcopy(model.head).cpu().eval(),
+        gallery=self._gallery() if gallery else None,
+    )
 
 # %% ../../nbs/api/train/two_stage.ipynb #9b31c8e5
 @patch
 def _about(self: TwoStageLearner, model):
-    "How the head was trained, as a dict of plain values"
+    "Describe the training by a dict of plain values"
     metrics = evaluate_predictions(
         (model.valid_logits / model.temperature).softmax(1),
         model.valid_labels,
@@ -942,17 +941,16 @@ def _about(self: TwoStageLearner, model):
         train_counts=self._counts.tolist(),
         data=data and data.name,
         versions=versions(),
-        valid_metrics={name: value for name, value in metrics.items() if value == value},
+        valid_metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
     )
 
 # %% ../../nbs/api/train/two_stage.ipynb #9c30da8d
 @patch
 def _gallery(self: TwoStageLearner):
     "Names, features and labels of the training images"
-    loaded = self._loaded is not None
-    x, y = self.features("train") if loaded else self._classifier.dls.train.dataset.tensors
+    x, y = self.features("train")
     data = getattr(self.dls, "image_data", None)
-    rows = data.splits["train"].tolist() if data else range(len(self.dls.train.dataset))
+    rows = data.splits["train"].tolist() if data else range(len(x))
     names = [data.files[i] if data and data.files else f"image {i}" for i in rows]
     return Gallery(x.cpu(), y.cpu(), names)
 
@@ -960,25 +958,16 @@ def _gallery(self: TwoStageLearner):
 @patch
 def _check_images(self: TwoStageLearner, model):
     "Raise ValueError if a saved model was trained on images of another form than this learner's"
-    valid, data = self.dls.valid, getattr(self.dls, "image_data", None)
-    ours = dict(
-        image_shape=self.image_shape,
-        mean=getattr(valid, "mean", None),
-        std=getattr(valid, "std", None),
-        fit=data.fit if data else model.fit,
-    )
-    for name, value in ours.items():
-        kept, known = getattr(model, name), isinstance(value, torch.Tensor)
-        same = (
-            known
-            and kept is not None
-            and torch.allclose(kept, value.cpu(), atol=1e-5)
-            or not known
-            and kept == value
-        )
+    for name, ours in self._image_settings().items():
+        saved = getattr(model, name)
+        if isinstance(ours, torch.Tensor) and isinstance(saved, torch.Tensor):
+            same = torch.allclose(saved, ours.cpu(), atol=1e-5)
+        else:
+            same = saved is ours or saved == ours
         if not same:
             raise ValueError(
-                f"its {name} is {kept}, that of the learner's images {value}; use `load_model` to predict with it"
+                f"its {name} is {saved}, that of the learner's images {ours}; "
+                "use `load_model` to predict with it"
             )
 
 # %% ../../nbs/api/train/two_stage.ipynb #a87e8910
@@ -1014,7 +1003,7 @@ def load(
     self.encoder.load_state_dict(loaded.encoder.state_dict())
     self._classifier, self._loaded = None, replace(loaded, encoder=self.encoder)
     self._counts = torch.tensor(loaded.about["train_counts"])
-    self._encoder_state, self._encoder_mark = self._encoder_digest(), _mark(self.encoder)
+    self._encoder_sums = _sums(self.encoder)
 
 # %% ../../nbs/api/train/two_stage.ipynb #e8d7042b
 @patch
@@ -1035,7 +1024,9 @@ def _check_fits(self: TwoStageLearner, model):
 @patch
 def export_onnx(
     self: TwoStageLearner,
-    path,  # of the file, usually .onnx
+    path,  # path of the file, usually .onnx
 ):
-    "Write what was learnt for ONNX run-times, as `TrainedModel.export_onnx` does. Raises RuntimeError without a trained head."
+    """Write the model for ONNX runtimes, as `TrainedModel.export_onnx` does.
+
+    Raises RuntimeError without a trained head."""
     self.trained_model().export_onnx(path)
