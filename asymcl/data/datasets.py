@@ -184,27 +184,23 @@ def plot(self: ImageData) -> plt.Figure:
     return plot_class_counts(self._all_counts(), self.classes)
 
 # %% ../../nbs/api/data/datasets.ipynb #3b9d75e2
-def _channel_stats(images, rows):
-    "Mean and standard deviation (channels,) float32 of some rows of uint8 `images`, scaled to 0..1"
-    sums = 0
-    squares = 0
-    for some in rows.split(max(1, 2**22 // images[0].numel())):  # about 32 MB at a time
-        pixels = images[some].double()
-        sums = sums + pixels.sum((0, 2, 3))
-        squares = squares + pixels.square().sum((0, 2, 3))
-    n = len(rows) * images[0, 0].numel()
-    mean = sums / n
-    variance = squares / n - mean**2
-    return (mean / 255).float(), (variance.clamp(min=1).sqrt() / 255).float()
-
-
 @patch
 def channel_stats(
     self: ImageData,
 ) -> tuple:  # mean and standard deviation, each (channels,) float32, for pixels in 0..1
     "Compute mean and standard deviation of each channel of the training split, once."
     if not hasattr(self, "_channel_stats"):
-        self._channel_stats = _channel_stats(self.images, self._indices("train"))
+        rows = self._indices("train")
+        sums = 0
+        squares = 0
+        for some in rows.split(max(1, 2**22 // self.images[0].numel())):  # about 32 MB at a time
+            pixels = self.images[some].double()
+            sums = sums + pixels.sum((0, 2, 3))
+            squares = squares + pixels.square().sum((0, 2, 3))
+        n = len(rows) * self.images[0, 0].numel()
+        mean = sums / n
+        std = (squares / n - mean**2).clamp(min=1).sqrt()
+        self._channel_stats = (mean / 255).float(), (std / 255).float()
     return self._channel_stats
 
 # %% ../../nbs/api/data/datasets.ipynb #fad5e812
@@ -330,17 +326,6 @@ def get_idxs(self: TensorLoader) -> list:  # (n,) indices of the items
         return self.sampler.order()
     return (torch.randperm(self.n) if self.shuffle else torch.arange(self.n)).tolist()
 
-
-@patch
-def index_batches(
-    self: TensorLoader,
-    samps,  # indices of the items, in the order of the epoch
-) -> list:  # int64 tensors (items of the batch,), on the device of the tensors
-    "Split the order of an epoch into batches, without a smaller last one if `drop_last` is on."
-    order = torch.tensor(list(samps), dtype=torch.long, device=self.dataset.device)
-    smallest = self.bs if self.drop_last else 1
-    return [batch for batch in order.split(self.bs) if len(batch) >= smallest]
-
 # %% ../../nbs/api/data/datasets.ipynb #e787f8d8
 def _move(tensor, device):
     "A tensor on another device; through pinned memory, without waiting, from CPU to GPU"
@@ -352,17 +337,18 @@ def _move(tensor, device):
 @patch
 def select(
     self: TensorLoader,
-    indices,  # int64 (n,), on the device of the tensors
+    indices,  # (n,) int64
 ) -> tuple:  # the selection (n, ...) of each tensor, on the loader's device
     "Select the items of one batch."
-    return tuple(_move(tensor, self.device) for tensor in self.dataset[indices])
+    items = self.dataset[indices.to(self.dataset.device)]
+    return tuple(_move(tensor, self.device) for tensor in items)
 
 
 @patch
 def create_batches(self: TensorLoader, samps):
-    for indices in self.index_batches(samps):
-        self.last_indices = indices
-        yield self.select(indices)
+    for batch in self.chunkify(samps):
+        self.last_indices = torch.tensor(batch)
+        yield self.select(self.last_indices)
 
 # %% ../../nbs/api/data/datasets.ipynb #b1840489
 class ImageLoader(TensorLoader):
@@ -613,23 +599,30 @@ def _hold_out(labels, per_class, generator):
     return valid, remaining.nonzero().flatten()
 
 # %% ../../nbs/api/data/datasets.ipynb #5b3a7fa3
-def _train_counts(available, proportions, long_tail_ratio, total):
-    "Training images of each class"
+@patch
+def imbalanced(
+    self: ImageData,
+    proportions=None,  # (classes,) shares of the training set > 0; None: long_tail_ratio
+    *,
+    long_tail_ratio=None,  # >= 1; ratio of first to last class of an exponential long tail
+    total=None,  # number of training images; None: as many as possible
+    generator=None,  # torch.Generator of the draw; None: one seeded by the seed of the data
+) -> ImageData:  # the same images, with fewer of them in the training split
+    "Reduce the training split to proportions; raise ValueError if it has too few images."
     if (proportions is None) == (long_tail_ratio is None):
         raise ValueError(
             "give one of proportions and long_tail_ratio, and None for the other: got proportions="
             f"{proportions} and long_tail_ratio={long_tail_ratio}"
         )
+    train = self._indices("train")
+    available = self.counts("train").tolist()
     if proportions is None:
         proportions = long_tail_counts(max(available), len(available), long_tail_ratio)
-    return proportional_counts(available, proportions, total)
-
-
-def _draw_train(labels, rows, generator, **shares):
-    "Some of `rows`, drawn in the shares that `_train_counts` gives"
-    labels = labels[rows]
-    counts = _train_counts(class_counts(labels).tolist(), **shares)
-    return rows[draw_indices(labels, counts, generator)]
+    counts = proportional_counts(available, proportions, total)
+    if generator is None:
+        generator = torch.Generator().manual_seed(self.seed)
+    kept = draw_indices(self.labels[train], counts, generator)
+    return replace(self, splits=self.splits | dict(train=train[kept]))
 
 # %% ../../nbs/api/data/datasets.ipynb #cfadd4e4
 def fashion_mnist(
@@ -656,31 +649,14 @@ def fashion_mnist(
             "bundled sample holds T-shirt/top and Shirt only: give source='download' or a folder "
             "with the whole data set"
         )
-    (train_images, train_labels), (test_images, test_labels) = parts
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    n_train = len(parts[0][1])
     generator = torch.Generator().manual_seed(seed)
-    valid, remaining = _hold_out(train_labels, valid_per_class, generator)
-    shares = dict(proportions=proportions, long_tail_ratio=long_tail_ratio, total=train_total)
-    train = _draw_train(train_labels, remaining, generator, **shares)
-    test = torch.arange(len(test_labels)) + len(train_labels)
-    images = torch.cat([train_images, test_images])
-    labels = torch.cat([train_labels, test_labels])
-    splits = dict(train=train, valid=valid, test=test)
-    return ImageData(images, labels, names, splits, "fashion_mnist", str(source), seed)
-
-# %% ../../nbs/api/data/datasets.ipynb #3ef62480
-@patch
-def imbalanced(
-    self: ImageData,
-    proportions=None,  # (classes,) shares of the training set > 0; None: long_tail_ratio
-    *,
-    long_tail_ratio=None,  # >= 1; ratio of first to last class of an exponential long tail
-    total=None,  # number of training images; None: as many as possible
-) -> ImageData:  # the same images, with fewer of them in the training split
-    "Reduce the training split to proportions; raise ValueError if it has too few images."
-    shares = dict(proportions=proportions, long_tail_ratio=long_tail_ratio, total=total)
-    generator = torch.Generator().manual_seed(self.seed)
-    train = _draw_train(self.labels, self._indices("train"), generator, **shares)
-    return replace(self, splits=self.splits | dict(train=train))
+    valid, train = _hold_out(labels[:n_train], valid_per_class, generator)
+    splits = dict(train=train, valid=valid, test=torch.arange(n_train, len(labels)))
+    data = ImageData(images, labels, names, splits, "fashion_mnist", str(source), seed)
+    shares = dict(long_tail_ratio=long_tail_ratio, total=train_total)
+    return data.imbalanced(proportions, generator=generator, **shares)
 
 # %% ../../nbs/api/data/datasets.ipynb #337be5d6
 @patch
@@ -729,8 +705,8 @@ class SharedLoader(DistributedDL):
         return order.tolist()
 
     def create_batches(self, samps):
-        for indices in self.dl.index_batches(samps):
-            yield self.dl.select(indices.tensor_split(self.world_size)[self.rank])
+        for batch in self.dl.chunkify(samps):
+            yield self.dl.select(torch.tensor(batch).tensor_split(self.world_size)[self.rank])
 
 # %% ../../nbs/api/data/datasets.ipynb #55b43497
 def _to_detach(self, b, cpu=True, gather=True):
