@@ -138,17 +138,6 @@ def draw_indices(
         drawn.append(members[order[:n]])
     return torch.cat(drawn).sort().values
 
-# %% ../../nbs/api/data/imbalance.ipynb #806314f9
-def _choose_split(classes, have, quotas, left):
-    "The split of a group with images of `classes`, given the groups of each class that are left"
-    urgent = [c for c in classes if left[c] <= sum(not own[c] for own in have)]
-
-    def need(split):
-        lacking = sum(not have[split][c] for c in urgent)
-        return lacking, sum(quotas[split][c] - have[split][c] for c in classes)
-
-    return max(range(len(quotas)), key=need)
-
 # %% ../../nbs/api/data/imbalance.ipynb #51dfaf70
 def split_groups(
     labels,  # (n,) integers in 0..classes-1
@@ -168,21 +157,23 @@ def split_groups(
             f"groups must be one for each label ({len(labels)}), got {tuple(groups.shape)}"
         )
     table = contingency_matrix(groups, labels)  # images (groups, classes)
-    quotas = [[float(share) * n for n in table.sum(0).tolist()] for share in _shares(shares)]
-    have = [[0] * table.shape[1] for _ in quotas]
-    left = (table > 0).sum(0)
+    quotas = np.outer([float(share) for share in _shares(shares)], table.sum(0))
+    have = np.zeros(quotas.shape)  # images (splits, classes) assigned so far
+    left = (table > 0).sum(0)  # groups (classes,) that are not assigned
     rarest = np.where(table > 0, left, len(table)).min(1)
-    left = left.tolist()
-    chosen = torch.zeros(len(table), dtype=torch.long)
-    order = torch.randperm(len(table), generator=generator).tolist()
-    for group in sorted(order, key=rarest.__getitem__):
-        classes = table[group].nonzero()[0].tolist()
-        split = _choose_split(classes, have, quotas, left)
-        for c in classes:
-            have[split][c] += table[group, c].item()
-            left[c] -= 1
-        chosen[group] = split
-    split_of = chosen[groups.unique(return_inverse=True)[1]]
+    order = torch.randperm(len(table), generator=generator).numpy()
+    split_of = torch.zeros(len(table), dtype=torch.long)
+    for group in order[rarest[order].argsort(kind="stable")]:
+        classes = table[group] > 0
+        lacks = classes & (have == 0)
+        urgent = left <= lacks.sum(0)
+        lacking = lacks[:, urgent].sum(1)
+        missing = (quotas - have)[:, classes].sum(1)
+        split = np.where(lacking == lacking.max(), missing, -np.inf).argmax()
+        have[split] += table[group]
+        left -= classes
+        split_of[group] = split.item()
+    split_of = split_of[groups.unique(return_inverse=True)[1]]
     return [(split_of == split).nonzero().flatten() for split in range(len(quotas))]
 
 # %% ../../nbs/api/data/imbalance.ipynb #55d5463c
