@@ -47,7 +47,7 @@ from record import add_options, record, save
 from torch import nn
 from torchvision import transforms
 
-from asymcl.compare.experiment import batch_size_of, contrastive_loss, run_method
+from asymcl.compare.runs import batch_size_of, contrastive_loss, run_method
 from asymcl.core.settings import Settings
 from asymcl.data.datasets import ImageData, fashion_mnist
 from asymcl.losses import AFCL

@@ -41,7 +41,7 @@ def test_first_command_prints_a_table(first_run):
         if re.match(r"(method|CE|CL|FCL|ACL|AFCL) ", line)
     ]
     assert [row[0] for row in table] == ["method", "CE", "CL", "FCL", "ACL", "AFCL"]
-    for name in ("WA", "UWA", "ROC", "recall", "seconds"):
+    for name in ("accuracy", "balanced", "ROC", "recall", "seconds"):
         assert name in table[0]
 
 

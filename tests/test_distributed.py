@@ -422,14 +422,14 @@ FAILING = """
     import sys
     from fastai.torch_core import rank_distrib
     from asymcl.cli.compare import compare_command
-    from asymcl.compare import experiment
-    real = experiment.compare
-    def compare(*arguments):
+    from asymcl.compare.experiment import Comparison
+    real = Comparison.run_jobs
+    def run_jobs(*arguments):
         runs = real(*arguments)
         yield next(runs)
         if rank_distrib() == 1: raise RuntimeError("device lost")
         yield from runs
-    experiment.compare = compare
+    Comparison.run_jobs = run_jobs
     sys.exit(compare_command(sys.argv[1:]))
 """
 

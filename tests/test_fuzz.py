@@ -35,7 +35,7 @@ from asymcl.cli import predict
 from asymcl.compare import experiment, tune
 from asymcl.compare.report import read_records
 from asymcl.core.files import load_state, save_state
-from asymcl.core.settings import DataSettings, Settings, resolved
+from asymcl.core.settings import Settings
 from asymcl.data import imbalance
 from asymcl.data.datasets import fashion_mnist, read_idx
 from asymcl.data.own_images import (
@@ -1066,19 +1066,6 @@ def test_read_records(folder, data):
         assert len(found) and "rare" in found
 
 
-ABOUT = dict(fingerprint="ab", name="x", classes=["a", "b"], counts=dict(train=[9, 1]), skipped=[])
-NOTE = json.dumps(dict(settings={}, seed=0, state=None, about=ABOUT)).encode()
-
-
-@fuzz(120, data=st.one_of(damaged(NOTE), st.just(b"[" * 100_000)))
-def test_notes_about_data(folder, data):
-    source, settings = experiment.DataSource(folder / "noted"), DataSettings()
-    source.folder.mkdir(parents=True, exist_ok=True)
-    source._path(settings, 0).write_bytes(data)
-    found = attempt(["noted"], source._note, settings, 0)
-    assert found is REFUSED or set(found) == {"state", "about"}
-
-
 @fuzz(
     120,
     data=st.one_of(
@@ -1468,16 +1455,14 @@ def no_training(folder, photos):
         data.dls(job.batch_size, job.sampler_alpha).train.one_batch()
         return 1.0
 
-    def compare(settings, *args, **kwargs):
-        experiment.check_settings(resolved(settings))
-        experiment.load_data(settings, settings.seeds[0])
+    def run_jobs(comparison, on_epoch=None):
+        comparison.load(comparison.jobs[0])
         raise KeyboardInterrupt
         yield
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "batch_seconds", batch_seconds)
-        for module in (tune, experiment):
-            patch.setattr(module, "compare", compare)
+        patch.setattr(experiment.Comparison, "run_jobs", run_jobs)
         yield
 
 

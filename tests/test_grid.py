@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from asymcl.compare.experiment import read_record
+from asymcl.compare.records import read_record
 
 COMMAND = [
     Path(sysconfig.get_path("scripts")) / "asymcl-compare",

@@ -260,10 +260,10 @@ def _run(settings, grid, folder, kept):
     from asymcl.compare import experiment, report
     from asymcl.core.files import write_atomic
 
-    records = folder / "records"
-    jobs = experiment.check_settings(settings, grid)
-    source = experiment.data_source(jobs, records)
-    abouts = [source.about(job) for job in jobs if job.seeds == jobs[0].seeds]
+    comparison = experiment.Comparison(settings, grid, folder / "records")
+    comparison.check()
+    jobs = comparison.jobs
+    abouts = [comparison.about(job) for job in jobs if job.seeds == jobs[0].seeds]
     print(*report.advice(settings, abouts), sep="\n")
     bar = progress_bar(range(sum(job.epochs for job in jobs)))
     epochs = 0
@@ -272,14 +272,17 @@ def _run(settings, grid, folder, kept):
     def on_epoch(method, seed, epoch, score):
         nonlocal epochs
         epochs += 1
-        bar.comment = f"{method}, seed {seed}, epoch {epoch}: validation UWA {score:.3f}"
+        bar.comment = (
+            f"{method}, seed {seed}, epoch {epoch}: validation balanced accuracy {score:.3f}"
+        )
         bar.update(epochs)
 
     bar.update(0)
     try:
-        for data, run in experiment.compare(settings, on_epoch, grid, records, source):
-            shown = data
+        for run in comparison.run_jobs(on_epoch):
             runs.append(run)
+            if not (folder / "images.png").is_file():
+                report.write_examples(folder, comparison.load(jobs[0])[0])
             epochs = max(epochs, len(runs) // len(settings.heads) * settings.epochs)
             write_atomic(folder / "comparison.json", json.dumps(_described(settings, grid)))
             report.write_records(folder, settings, runs)
@@ -290,17 +293,15 @@ def _run(settings, grid, folder, kept):
             print()  # after the progress bar
         if runs:
             kept.append(f"the finished runs are in {folder}")
-            _finish(folder, settings, shown, runs)
+            _finish(folder, settings, runs)
 
 # %% ../../nbs/api/cli/compare.ipynb #3a7d9af3
-def _finish(folder, settings, data, runs):
+def _finish(folder, settings, runs):
     "Write the report and print the table; raise ArgumentError if every run diverged"
     from asymcl.compare import report
 
-    drawn = (folder / "images.png").is_file()
-    report.write_report(folder, settings, runs, None if drawn else data)
-    table = report.text_table(*report.summary_rows(runs, runs[0].data["classes"]))
-    print("\n" + table)
+    report.write_report(folder, settings, runs)
+    print("\n" + report.summary_table(runs).to_string())
     print("\n" + textwrap.fill(report.TABLE_NOTE, 100))
     for run in runs:
         if run.problem:
@@ -312,18 +313,16 @@ def _finish(folder, settings, data, runs):
 # %% ../../nbs/api/cli/compare.ipynb #7ff00109
 def _show_plan(settings, grid, folder):
     "Print the grid as a table, with an estimate of the remaining time"
-    from asymcl.compare.experiment import plan
-    from asymcl.compare.report import text_table
+    import pandas as pd
 
-    rows = plan(settings, grid, folder / "records")
-    table = [
-        [row["method"], str(row["jobs"]), str(row["done"]), f"{row['seconds'] / 60:.1f}"]
-        for row in rows
-    ]
-    jobs, done, seconds = (sum(row[name] for row in rows) for name in ("jobs", "done", "seconds"))
-    print(text_table(["method", "jobs", "done", "minutes left"], table))
+    from asymcl.compare.experiment import plan
+
+    table = pd.DataFrame(plan(settings, grid, folder / "records")).set_index("method")
+    jobs, done, seconds = table.sum()
+    table["minutes left"] = (table.pop("seconds") / 60).round(1)
+    print(table.rename_axis(index=None, columns="method").to_string())
     print(
-        f"\n{jobs} jobs, {done} of them done, about {seconds / 60:.0f} minutes left for stage 1 "
+        f"\n{jobs:.0f} jobs, {done:.0f} of them done, about {seconds / 60:.0f} minutes left for stage 1 "
         "on this device, by one timed batch of each kind"
     )
 
@@ -409,12 +408,17 @@ def _check_search(options, settings, grid):
 # %% ../../nbs/api/cli/compare.ipynb #c110ec3e
 def _tune(options, settings, folder, kept):
     "Search the settings of every method, compare the chosen ones, and write the report"
+    import pandas as pd
+
     from asymcl.compare import report, tune
+    from asymcl.compare.data import load_data
     from asymcl.core.files import write_atomic
 
     def on_trial(method, n, best):
         kept[:] = [f"the finished trials are in {folder}"]
-        text = f"{method}: trial {n} of {options.trials}, best validation UWA {best:.3f}"
+        text = (
+            f"{method}: trial {n} of {options.trials}, best validation balanced accuracy {best:.3f}"
+        )
         print(text, flush=True)
 
     trial = replace(settings, seeds=options.search_seeds)
@@ -426,15 +430,13 @@ def _tune(options, settings, folder, kept):
     tune.write_chosen(folder, best, trial)
     write_atomic(folder / "search.png", report.png_bytes(tune.plot_search(studies)))
     values = {method: found["values"] for method, found in best.items()}
-    rows = [
-        [method, *(f"{found[name]:.3g}" if name in found else "" for name in tune.SPACE)]
-        for method, found in values.items()
-    ]
-    print("\n" + report.text_table(["method", *tune.SPACE], rows))
-    done = list(tune.confirm(values, settings, folder / "records", options.search_seeds))
-    runs = [run for _, run in done]
+    table = pd.DataFrame.from_dict(values, orient="index").reindex(columns=list(tune.SPACE))
+    table = table.rename_axis(columns="method")
+    print("\n" + table.to_string(float_format="{:.3g}".format, na_rep=""))
+    runs = list(tune.confirm(values, settings, folder / "records", options.search_seeds))
     report.write_records(folder, settings, runs)
-    _finish(folder, settings, done[0][0], runs)
+    report.write_examples(folder, load_data(settings, settings.seeds[0]))
+    _finish(folder, settings, runs)
 
 # %% ../../nbs/api/cli/compare.ipynb #2935d81f
 def tune_command(

@@ -55,8 +55,10 @@ _EXPECTED = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, Memo
 
 
 def _text_of(error):
-    "Message in one line, unless it lists problems"
-    return str(error) if hasattr(error, "problems") else " ".join(str(error).splitlines())
+    "Message and notes in one line, unless it lists problems"
+    if hasattr(error, "problems"):
+        return str(error)
+    return " ".join([*str(error).splitlines(), *getattr(error, "__notes__", [])])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Settings, runs, records, report and tuning.
+"""Jobs, runs, records, report and tuning.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/index.html.md"""
 

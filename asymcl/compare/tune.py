@@ -18,56 +18,57 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 # %% ../../nbs/api/compare/tune.ipynb #62f44fe2
-from .experiment import DataSource, check_settings, compare, plain_json
+from .experiment import check_settings, compare, data_loader
+from .data import data_settings
+from .records import plain_json
 from ..core.checks import ArgumentError, check_same, whole_numbers
 from ..core.files import write_atomic
-from ..core.settings import LOSS_FIELDS, resolved
+from ..core.settings import CHOICES, LOSS_FIELDS, resolved
 from ..data.imbalance import chance_of_fewer
 from ..plots import make_panels, series_style, shared_legend
 
 # %% ../../nbs/api/compare/tune.ipynb #693a54c8
 def _even_eta(shares, batch_size, averaging):
-    "The eta at which the extra term pushes as hard as CL where it is felt most; two views of each image"
+    "Return the eta at which the extra term is as large as CL where it acts first; two views."
     columns = 2 * batch_size
-    return max(
-        1.0,
-        round(columns * (1 - max(shares)) if averaging == "pairs" else columns * min(shares) - 1),
-    )
+    if averaging == "pairs":
+        return max(1.0, round(columns * (1 - max(shares))))
+    return max(1.0, round(columns * min(shares) - 1))
 
 # %% ../../nbs/api/compare/tune.ipynb #09e4206c
 _SEEN = dict(
-    grid={
-        "90:10": 0.6,
-        "98:2": 2.1,
-    },  # range of the mean ROC AUC over 30 settings of eta and gamma, "pairs"
-    seeds={"90:10": 0.6, "98:2": 0.9},  # standard deviation of CL's ROC AUC over seeds
+    # range of the mean ROC AUC over 30 settings of eta and gamma, "pairs"
+    grid={"90:10": 0.6, "98:2": 2.1},
+    # standard deviation of CL's ROC AUC over seeds
+    seeds={"90:10": 0.6, "98:2": 0.9},
+    # gain of balanced accuracy by a logit-adjusted head over a cross-entropy one, mean of methods
     head={"90:10": 5.7, "98:2": 10.5},
-)  # gain of UWA by a logit-adjusted head over a cross-entropy one, mean of methods
+)
 
 # %% ../../nbs/api/compare/tune.ipynb #7d267ad5
 class Suggestion(NamedTuple):
-    "Where to start, and why"
+    "Settings to begin with, and the reasons for them"
 
-    settings: dict  # of `Settings`: eta, gamma, averaging, sampler_alpha and heads
-    reasons: dict  # a sentence for each of them but averaging, and "limits": what the advice does not rest on
+    settings: dict  # values of eta, gamma, averaging, sampler_alpha and heads
+    reasons: dict  # sentence for each setting but averaging, and "limits" of the evidence
 
 # %% ../../nbs/api/compare/tune.ipynb #8b24f792
 def suggest(
-    counts,  # images of each class in the training set (classes,), each >= 1
-    batch_size=None,  # number of images in a batch, two views of each; None: 128, or all of fewer
-    averaging="pairs",  # or "batch"
+    counts,  # number of images of each class in the training set, (classes,), each >= 1
+    batch_size=None,  # number of images in a batch (default: 128, or all of a smaller set)
+    averaging="pairs",  # averaging of the pair sums: pairs or batch
 ) -> Suggestion:
-    "Settings to begin with, from the class counts and the recorded experiments. Raises ValueError for values out of range."
+    """Suggest settings to begin with, from the class counts and the recorded experiments.
+
+    Raises ValueError for values out of range."""
     counts = whole_numbers(counts, "counts")
     total = sum(counts)
     if len(counts) < 2 or min(counts) < 1:
-        raise ValueError(f"counts must be of two classes or more with an image each, got {counts}")
+        raise ValueError(f"counts must be >= 1 for each of two or more classes, got {counts}")
     batch_size = min(128, total) if batch_size is None else batch_size
     if not 2 <= batch_size <= total:
-        raise ValueError(
-            f"batch_size must be in 2..{total}, the images there are, got {batch_size}"
-        )
-    if averaging not in ("pairs", "batch"):
+        raise ValueError(f"batch_size must be in 2..{total}, the images, got {batch_size}")
+    if averaging not in CHOICES["averaging"]:
         raise ValueError(f"averaging must be pairs or batch, got {averaging!r}")
     short = chance_of_fewer(min(counts), total, batch_size)
     settings = dict(
@@ -81,26 +82,26 @@ def suggest(
 
 # %% ../../nbs/api/compare/tune.ipynb #90671fac
 def _reasons(settings, short, batch_size):
-    "Why each of the settings"
+    "Return the reason for each of the settings."
 
     def seen(name):
         return " and ".join(f"{points:.1f} points at {at}" for at, points in _SEEN[name].items())
 
-    who = "the most frequent class" if settings["averaging"] == "pairs" else "the rarest class"
+    which = "most frequent" if settings["averaging"] == "pairs" else "rarest"
+    how = "plain shuffling is enough"
+    if settings["sampler_alpha"]:
+        how = "fill them in proportion, with two of every class"
     return dict(
-        eta=f"the extra term then pushes anchors of {who} about as hard as CL does; it need not help: over eta 0 to 300 and gamma 0 to "
-        f"10 ROC AUC differed by {seen('grid')}, where that of CL has a standard deviation of {seen('seeds')} over seeds",
+        eta=f"for anchors of the {which} class the gradient of the extra term is then as large as "
+        "that of CL; this need not help: over eta 0 to 300 and gamma 0 to 10 ROC AUC differed by "
+        f"{seen('grid')}, and CL's has a standard deviation of {seen('seeds')} over seeds",
         gamma="no gamma differed significantly from 0, and 0 leaves one setting less to choose",
-        sampler_alpha=f"{short:.0%} of shuffled batches of {batch_size} hold fewer than two images of the rarest class: "
-        + (
-            "fill them in proportion, with two of every class"
-            if settings["sampler_alpha"]
-            else "plain shuffling will do"
-        ),
-        heads=f"unweighted accuracy was higher by {seen('head')} than with a cross-entropy head, whatever the loss; weighted accuracy "
-        "was lower",
-        limits='measured on two classes of Fashion-MNIST in batches of 128, with "pairs", a small encoder and Adam; rarer classes, more '
-        'classes, "batch" and other encoders may differ: compare with CL and CE on your own images',
+        sampler_alpha=f"{short:.0%} of shuffled batches of {batch_size} have fewer than two "
+        f"images of the rarest class: {how}",
+        heads=f"balanced accuracy was higher by {seen('head')} than with a cross-entropy head, "
+        "whatever the loss; accuracy was lower",
+        limits="measured on two classes of Fashion-MNIST in batches of 128, with pairs averaging, "
+        "a small encoder and Adam; compare with CL and CE on your own images",
     )
 
 # %% ../../nbs/api/compare/tune.ipynb #4694b560
@@ -110,50 +111,36 @@ SPACE = dict(
 
 
 def tried(
-    method,  # one of METHODS
-):  # list of names in SPACE
-    "The settings that a search for a method varies"
+    method,  # name of the method
+) -> list:  # of names in SPACE
+    "List the settings that a search for a method varies."
     return [name for name in SPACE if name == "lr" or name in LOSS_FIELDS[method]]
 
-# %% ../../nbs/api/compare/tune.ipynb #dc9faccd
-def _proposed(trial, method, settings):
-    "The settings of a trial"
-    values = {name: trial.suggest_float(name, *SPACE[name], log=True) for name in tried(method)}
-    return replace(settings, methods=(method,), **values)
-
 # %% ../../nbs/api/compare/tune.ipynb #45ef81a0
-def _score(settings, folder, source):
-    "Mean validation score of a trial's runs; 0 where one of them diverges"
-    runs = [run for _, run in compare(settings, folder=folder, source=source)]
+def _score(trial, method, settings, folder, load):
+    "Return the mean validation score of the runs of a trial, or 0 if one of them diverges."
+    values = {name: trial.suggest_float(name, *SPACE[name], log=True) for name in tried(method)}
+    settings = replace(settings, methods=(method,), **values)
+    runs = list(compare(settings, folder=folder, load=load))
     if any(run.problem for run in runs):
         return 0.0
     first_heads = runs[:: len(settings.heads)]
     return float(np.mean([run.valid_metrics["unweighted_accuracy"] for run in first_heads]))
 
 # %% ../../nbs/api/compare/tune.ipynb #6c9ac1d7
-def _optuna():
-    "The module without its log; RuntimeError where it is not installed"
+def _study(folder, method, seed):
+    "Open the study of a method in the folder's journal, or create it."
     try:
         import optuna
     except ImportError as error:
         raise RuntimeError("Optuna is needed for tuning: python -m pip install optuna") from error
-    optuna.logging.set_verbosity(
-        optuna.logging.ERROR
-    )  # it warns of a stopped trial, with a traceback
-    return optuna
-
-
-def _study(folder, method, seed):
-    "The study of a method in the folder's journal, made where it is not there"
-    optuna = _optuna()
-    sampler, path = optuna.samplers.TPESampler(seed=seed), Path(folder) / "study.log"
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # no tracebacks of stopped trials
+    path = Path(folder) / "study.log"
+    backend = optuna.storages.journal.JournalFileBackend(str(path))
     try:
-        storage = optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(path))
-        )
         return optuna.create_study(
-            storage=storage,
-            sampler=sampler,
+            storage=optuna.storages.JournalStorage(backend),
+            sampler=optuna.samplers.TPESampler(seed=seed),
             study_name=method,
             direction="maximize",
             load_if_exists=True,
@@ -164,61 +151,58 @@ def _study(folder, method, seed):
         ) from error
 
 # %% ../../nbs/api/compare/tune.ipynb #d4b9d8c3
-def _asked(method, settings, source):
-    "What all trials of a method have in common, for JSON"
+def _check_same_study(study, settings, load, folder):
+    "Raise ValueError for a study with other settings or images; a new study stores them."
+    method = study.study_name
     job = replace(resolved(settings), methods=(method,))
+    _, about = load(data_settings(job), job.seeds[0])
     fixed = {name: value for name, value in asdict(job).items() if name not in tried(method)}
-    fixed |= dict(source=None, reading=None, data=source.about(job)["fingerprint"])
-    return json.loads(json.dumps(plain_json(fixed)))
-
-
-def _check_asked(study, asked, folder):
-    "Raise ValueError for a study of something else; a new one gets the note"
-    kept = study.user_attrs.get("asked")
-    if kept is None:
-        return study.set_user_attr("asked", asked)
-    check_same(kept, asked, f"{folder} holds a study of {study.study_name}")
+    fixed |= dict(source=None, reading=None, data=about["fingerprint"])
+    now = json.loads(json.dumps(plain_json(fixed)))
+    if "settings" not in study.user_attrs:
+        study.set_user_attr("settings", now)
+    check_same(study.user_attrs["settings"], now, f"{folder} holds a study of {method}")
 
 # %% ../../nbs/api/compare/tune.ipynb #213bd83f
+def _finished(study):
+    "Count the finished trials of a study."
+    return sum(trial.state.is_finished() for trial in study.trials)
+
+
 def search(
-    method,  # one of METHODS
-    settings,  # Settings; their seeds are those of the search
-    folder,  # of the study and its records
-    trials=20,  # in all, by all processes together, >= 1
+    method,  # name of the method
+    settings,  # Settings with the seeds of the search
+    folder,  # folder of the study and its records
+    trials=20,  # number of trials of all processes together, >= 1
     on_trial=None,  # called with method, number of finished trials and best score so far
-):  # optuna.Study, with `trials` finished trials
-    "Search the settings of one method on the validation split. Raises ArgumentError for bad settings, RuntimeError without Optuna."
+):  # optuna.Study with finished trials
+    """Search the settings of one method on the validation split.
+
+    Raises ArgumentError for invalid settings, and RuntimeError without Optuna."""
     if trials < 1:
         raise ArgumentError("trials", f"must be at least 1, got {trials}")
     check_settings(replace(settings, methods=(method,)))
-    _optuna()
     records = Path(folder) / "records"
     records.mkdir(parents=True, exist_ok=True)
     study = _study(folder, method, settings.seeds[0])
-    source = DataSource(records, len(settings.seeds))
-    _check_asked(study, _asked(method, settings, source), folder)
+    load = data_loader(len(settings.seeds))
+    _check_same_study(study, settings, load, folder)
     if not study.trials:
         study.enqueue_trial({name: getattr(settings, name) for name in tried(method)})
-    while (done := sum(trial.state.is_finished() for trial in study.trials)) < trials:
-        study.optimize(
-            lambda trial: _score(_proposed(trial, method, settings), records, source), n_trials=1
-        )
+    while _finished(study) < trials:
+        study.optimize(lambda trial: _score(trial, method, settings, records, load), n_trials=1)
         if on_trial:
-            on_trial(method, done + 1, study.best_value)
+            on_trial(method, _finished(study), study.best_value)
     return study
 
 # %% ../../nbs/api/compare/tune.ipynb #352318b3
 def chosen(
     studies,  # dict: method -> study
-):  # dict: method -> dict of the values, the score and the number of trials
-    "The best trial of each method, by validation score"
-
-    def finished(study):
-        return [trial for trial in study.trials if trial.state.is_finished()]
-
+) -> dict:  # method -> dict of the values, the validation score and the number of trials
+    "Return the best trial of each method, by validation score."
     return {
         method: dict(
-            values=study.best_params, validation_score=study.best_value, trials=len(finished(study))
+            values=study.best_params, validation_score=study.best_value, trials=_finished(study)
         )
         for method, study in studies.items()
     }
@@ -227,69 +211,60 @@ def chosen(
 def plot_search(
     studies,  # dict: method -> study
 ) -> plt.Figure:  # one panel for each setting that was tried
-    "Validation score of every trial against each setting; the chosen one is ringed."
+    "Plot the validation score of every trial against each setting, with a ring around the best."
     names = [name for name in SPACE if any(name in study.best_params for study in studies.values())]
     fig, axes = make_panels(len(names), (3.2, 2.8), columns=4)
     for ax, name in zip(axes, names, strict=True):
         for i, (method, study) in enumerate(studies.items()):
-            found = [
-                (t.params[name], t.value)
-                for t in study.trials
-                if name in t.params and t.value is not None
-            ]
-            if not found:
+            if name not in study.best_params:
                 continue
-            ax.semilogx(
-                *zip(*found, strict=True),
-                linestyle="",
-                alpha=0.7,
-                label=method,
-                **series_style(i),
-            )
-            ax.plot(
-                study.best_params[name],
-                study.best_value,
-                marker="o",
-                markersize=13,
-                markerfacecolor="none",
-                color=series_style(i)["color"],
-            )
-        ax.set(xlabel=name, ylabel="validation UWA (0 to 1)")
+            trials = [trial for trial in study.trials if trial.value is not None]
+            style = series_style(i) | dict(linestyle="")
+            values = [trial.params[name] for trial in trials]
+            scores = [trial.value for trial in trials]
+            ax.semilogx(values, scores, alpha=0.7, label=method, **style)
+            ring = style | dict(marker="o", markersize=13, markerfacecolor="none")
+            ax.plot(study.best_params[name], study.best_value, **ring)
+        ax.set(xlabel=name, ylabel="validation balanced accuracy")
     shared_legend(fig, "outside lower center", columns=6)
     return fig
 
 # %% ../../nbs/api/compare/tune.ipynb #8d3395d7
-def check_fresh(seeds, searched):
-    "Raise ArgumentError for seeds of the search"
-    if both := sorted(set(seeds) & set(searched)):
+def check_fresh(
+    seeds,  # seeds of the confirmation
+    searched,  # seeds of the search
+):
+    "Raise ArgumentError for seeds of the search."
+    both = sorted(set(seeds) & set(searched))
+    if both:
         raise ArgumentError("seeds", f"must not be those of the search, got {both} in both")
 
 
 def confirm(
     values,  # dict: method -> dict of chosen settings
-    settings,  # Settings; their seeds must not be those of the search
-    folder,  # of the records
+    settings,  # Settings with seeds that the search has not used
+    folder,  # folder of the records
     searched=(),  # seeds of the search
-    on_epoch=None,  # as for `compare`
-):  # iterator of (ImageData, Run)
-    "Run every method with what was chosen for it, on seeds that the search has not seen. Raises ArgumentError for others."
+    on_epoch=None,  # function as for `compare`
+):  # iterator of Run
+    "Run every method with its chosen settings on new seeds. Raises ArgumentError for others."
     check_fresh(settings.seeds, searched)
-    source = DataSource(folder, len(settings.seeds))
+    load = data_loader(len(settings.seeds))
     for method, own in values.items():
         fixed = replace(settings, methods=(method,), **own)
-        yield from compare(fixed, on_epoch, folder=folder, source=source)
+        yield from compare(fixed, on_epoch, folder=folder, load=load)
 
 # %% ../../nbs/api/compare/tune.ipynb #dd86e143
 def write_chosen(
-    folder,  # of the study
-    best,  # as `chosen` gives it
-    settings,  # of the search
+    folder,  # folder of the study
+    best,  # dict as from `chosen`
+    settings,  # Settings of the search
 ):
-    "Write chosen.json"
+    "Write chosen.json."
     content = dict(
         chosen=best,
         seeds=list(settings.seeds),
         space=SPACE,
-        score="unweighted accuracy on the validation split, mean over seeds",
+        score="balanced accuracy on the validation split, mean over seeds",
     )
     write_atomic(Path(folder) / "chosen.json", json.dumps(content, indent=1))
