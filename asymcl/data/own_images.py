@@ -30,6 +30,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 # %% ../../nbs/api/data/own_images.ipynb #d0c182a5
+from ..core.checks import check_seed
 from .datasets import ImageData
 from .imbalance import split_groups
 from ..images.files import ImageFile, inside, load_images
@@ -305,8 +306,7 @@ def _check_request(classes, shares, seed):
         raise ValueError(f"classes must be a list of different names, got {classes!r}")
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
         raise ValueError(f"shares must be three numbers > 0, got {shares!r}")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number in 0..2**63 - 1, got {seed!r}")
+    check_seed(seed)
 
 # %% ../../nbs/api/data/own_images.ipynb #3eeaf48b
 def _report(rows, classes, on_error):
