@@ -144,16 +144,21 @@ def _file(root, resolve_folder, path):
         return None, str(error)
 
 # %% ../../nbs/api/data/own_images.ipynb #dd1d4808
-def _rows(table, columns):
-    "Convert a table to rows; `columns` maps a name to a column and the function that reads it."
+def _rows(table, columns, root=None):
+    "Read the columns file, label, group and split of a table; `columns` has their names in it."
+    readers = dict(
+        file=partial(_file, root, cache(os.path.realpath)),
+        label=_label,
+        group=_group,
+        split=_split,
+    )
     rows = pd.DataFrame(index=range(len(table)), dtype=object)
     rows["group"] = range(len(table))
     rows["split"] = rows["problem"] = pd.Series(None, rows.index, dtype=object)
-    for name, (column, read) in columns.items():
-        if column is not None:
-            pairs = [read(value) for value in table[column]]
-            rows[name] = pd.Series([value for value, _ in pairs], dtype=object)
-            rows = _add(rows, {i: problem for i, (_, problem) in enumerate(pairs) if problem})
+    for name, column in columns.items():
+        pairs = [readers[name](value) for value in table[column]]
+        rows[name] = pd.Series([value for value, _ in pairs], dtype=object)
+        rows = _add(rows, {i: problem for i, (_, problem) in enumerate(pairs) if problem})
     if rows.split.notna().any() and "train" not in set(rows.split):
         raise ValueError("splits must have images of train")
     return rows
@@ -293,7 +298,7 @@ def _check_table(table, columns, source):
     "Raise ValueError for a missing column or an empty table."
     names = table.columns.tolist()
     for column in columns:
-        if column is not None and names.count(column) != 1:
+        if names.count(column) != 1:
             found = ", ".join(map(repr, names))
             raise ValueError(f"{source} must have one column {column!r}, found {found}")
     if not len(table):
@@ -361,12 +366,11 @@ def from_dataframe(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
     _check_request(classes, shares, seed)
-    columns = (path_column, label_column, group_column, split_column)
-    _check_table(table, columns, source)
+    columns = dict(file=path_column, label=label_column, group=group_column, split=split_column)
+    columns = {name: column for name, column in columns.items() if column is not None}
+    _check_table(table, columns.values(), source)
     classes = None if classes is None else [str(c) for c in classes]
-    readers = (partial(_file, root, cache(os.path.realpath)), _label, _group, _split)
-    names = ("file", "label", "group", "split")
-    rows = _rows(table, dict(zip(names, zip(columns, readers, strict=True), strict=True)))
+    rows = _rows(table, columns, root)
     rows["name"] = pd.Series([_name(path) for path in table[path_column]], dtype=object)
     rows["row"] = [i if isinstance(i, str) else f"row {i}" for i in table.index]
     images, decoded, rows = _check_rows(rows, classes, decoding)
@@ -421,10 +425,8 @@ def from_csv(
 ) -> ImageData:
     """Load the image files that a CSV lists, as `from_dataframe` does.
 
-    Raises also FileNotFoundError, and ValueError for an invalid CSV (see `read_table`)."""
+    Raises also OSError for a missing file and ValueError for an invalid CSV (see `read_table`)."""
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"CSV file not found: {path}")
     kwargs = dict(name=path.stem, source=str(path)) | kwargs
     root = path.parent if root is None else root
     table = read_table(path.read_bytes(), path)
@@ -444,11 +446,6 @@ def _files_below(folder, root):
 
 def _sub_folders(folder):
     "Return the sub-folders of a folder, except hidden ones."
-    folder = Path(folder)
-    if folder.is_file():
-        raise NotADirectoryError(f"{folder} must be a folder, not a file; unpack an archive first")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder not found: {folder}")
     found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not found:
         raise ValueError(f"{folder} must have a sub-folder for each class, found none")
@@ -634,12 +631,10 @@ def from_arrays(
     with too few groups."""
     _check_request(classes, shares, seed)
     images = _byte_images(images)
-    columns = dict(label=(labels, _label), group=(groups, _group), split=(splits, _split))
-    given = {name: both for name, both in columns.items() if both[0] is not None}
-    table = {name: _column(values, len(images), f"{name}s") for name, (values, _) in given.items()}
-    rows = _rows(
-        pd.DataFrame(table, dtype=object), {name: (name, read) for name, (_, read) in given.items()}
-    )
+    table = dict(label=labels, group=groups, split=splits)
+    table = {name: values for name, values in table.items() if values is not None}
+    table = {name: _column(values, len(images), f"{name}s") for name, values in table.items()}
+    rows = _rows(pd.DataFrame(table, dtype=object), {name: name for name in table})
     for i, problem in rows.problem.dropna().items():
         raise ValueError(f"image {i} {problem}")
     chosen, names = _chosen_classes(rows.label, classes, class_names)
@@ -657,8 +652,6 @@ _MAX_NPZ = 2**35  # size limit of an unpacked .npz in bytes; the largest MedMNIS
 
 def _npz_arrays(path):
     "Return the arrays in an .npz as a dict, without unpickling."
-    if not path.is_file():
-        raise FileNotFoundError(f".npz file not found: {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
@@ -666,6 +659,8 @@ def _npz_arrays(path):
             raise ValueError(f"it has {size} bytes when unpacked, more than {_MAX_NPZ}")
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
+    except FileNotFoundError:
+        raise
     except Exception as error:  # damaged archives raise errors of many kinds
         raise ValueError(f"{path} is not an .npz of plain arrays ({error})") from error
 

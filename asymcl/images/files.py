@@ -32,7 +32,7 @@ from fastcore.xdg import xdg_cache_home
 from fastprogress.fastprogress import progress_bar
 from filelock import FileLock
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 # %% ../../nbs/api/images/files.ipynb #046184d0
 from ..core.files import write_atomic
@@ -223,21 +223,17 @@ class Decoded(NamedTuple):
     problem: str | None = None  # description of what is wrong
 
 
-class _Decoding(Dataset):
-    "Decoded images of files."
+def _decode_file(file, options):
+    "Decode a file, or describe its problem."
+    try:
+        return Decoded(*decode(read_file(file), **options))
+    except ValueError as error:
+        return Decoded(problem=str(error))
 
-    def __init__(self, files, options):
-        self.files = files
-        self.options = options
 
-    def __len__(self):
-        return len(self.files)
-
-    def __getitem__(self, i):
-        try:
-            return Decoded(*decode(read_file(self.files[i]), **self.options))
-        except ValueError as error:
-            return Decoded(problem=str(error))
+def _decode_batch(options, files):
+    "Decode a list of files."
+    return [_decode_file(file, options) for file in files]
 
 # %% ../../nbs/api/images/files.ipynb #31467bdd
 def _default_workers(n):
@@ -266,10 +262,10 @@ def decode_files(
     "Decode files one after the other; few images are in memory at a time."
     workers = _default_workers(len(files)) if workers is None else workers
     loader = DataLoader(
-        _Decoding(files, options),
+        files,
         batch_size=16,
         num_workers=workers,
-        collate_fn=list,
+        collate_fn=partial(_decode_batch, options),  # called in the workers
         generator=torch.Generator(),
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         worker_init_fn=_exit_with_parent,
@@ -356,8 +352,7 @@ def _map(path, files, options):
     shape = (n, options["channels"], options["size"], options["size"])
     if (images.dtype, images.shape, len(found.modes)) != (np.uint8, shape, len(files)):
         return None
-    bad = [files[i] for i in found.problems]
-    if any(image.problem is None for image in decode_files(bad, options, 0)):
+    if any(_decode_file(files[i], options).problem is None for i in found.problems):
         return None
     with suppress(OSError):  # the cache may be read-only
         os.utime(path)
