@@ -132,7 +132,7 @@ def _own_sum(columns, labels, averaging, reduction, **settings):
 
 # %% ../nbs/api/distributed.ipynb #b133c9a1
 def distributed_loss(
-    embeddings,  # (n, d) or (n, views, d) of this rank's images; n may differ between ranks, and be 0
+    embeddings,  # (n, d) or (n, views, d) of this rank's images; n may differ, and be 0
     labels,  # integers (n,), or soft labels (n, classes)
     *,
     averaging="pairs",  # "pairs" or "batch", which divides by the number of anchors of all ranks

@@ -1,4 +1,4 @@
-"""The same four losses, with value and gradient computed in one pass over blocks of anchors: memory for one block instead of for all pairs.
+"""The same losses by blocks of anchors, with memory for one block instead of for all pairs.
 
 Docs: https://asymcl.github.io/asymcl/api/fused.html.md"""
 
@@ -18,63 +18,79 @@ import torch.nn.functional as F
 # %% ../nbs/api/fused.ipynb #f8f86d83
 def _row_max(x):
     "Largest entry of each row of `x` (b, m) and its column, each (b, 1)"
-    step = x.shape[1] // 64
+    windows = 64
+    step = x.shape[1] // windows
     if x.device.type != "cpu" or step < 8:
         return x.max(1, keepdim=True)
-    windows = x.as_strided((len(x), 64, x.shape[1] - 63 * step), (x.stride(0), step, 1))
-    offset = windows.amax(1).argmax(1, keepdim=True)
-    highest, window = (
-        windows.gather(2, offset[:, None].expand(-1, 64, 1)).squeeze(2).max(1, keepdim=True)
-    )
+    width = x.shape[1] - step * (windows - 1)
+    covered = x.as_strided((len(x), windows, width), (x.stride(0), step, 1))
+    offset = covered.amax(1).argmax(1, keepdim=True)
+    candidates = covered.gather(2, offset[:, None].expand(-1, windows, 1)).squeeze(2)
+    highest, window = candidates.max(1, keepdim=True)
     return highest, step * window + offset
 
 # %% ../nbs/api/fused.ipynb #c1034a46
 def _fill_own(x, own, value):
-    "`x` (b, m) with `value` in each anchor's own column, in place; `own` None: the anchors are not among the columns"
+    "Fill each anchor's own column of `x` (b, m) in place; None: the anchors are not columns"
     return x if own is None else x.scatter_(1, own, value)
 
 
-def _attention(scores, exps, own):
-    """Turns `scores` (b, m) into log p and fills `exps` with exp(s) up to a factor per row.
+class _Rows(NamedTuple):
+    "Values of each row, each (b, 1)"
 
-    Gives the largest column, the logit of its pair, the sum of `exps`, and minus the factor that makes p of them; each (b, 1)."""
-    _fill_own(scores, own, -torch.inf)
-    highest, top = _row_max(scores)
-    shift = scores.scatter_(1, top, -torch.inf).amax(1, keepdim=True)
-    torch.exp(scores.sub_(shift), out=exps)
+    top: torch.Tensor  # largest column
+    logit: torch.Tensor  # logit u of its pair
+    rest: torch.Tensor  # sum of `exps`
+    minus_scale: torch.Tensor  # factor from `exps` to minus p
+
+
+def _probabilities(x, exps, own):
+    "Replace scores in `x` by log p, and fill `exps`"
+    _fill_own(x, own, -torch.inf)
+    highest, top = _row_max(x)
+    x.scatter_(1, top, -torch.inf)
+    shift = x.amax(1, keepdim=True)
+    x.sub_(shift)
+    torch.exp(x, out=exps)
     rest = exps.sum(1, keepdim=True)
     logit = highest - shift - rest.log()
     log_total = rest.log() - F.logsigmoid(-logit)
-    _fill_own(scores.sub_(log_total), own, 0).scatter_(1, top, 0)
-    return top, logit, rest, -(-log_total).exp()
+    x.sub_(log_total)
+    _fill_own(x, own, 0).scatter_(1, top, 0)
+    return _Rows(top, logit, rest, -(-log_total).exp())
 
 # %% ../nbs/api/fused.ipynb #8ec7c0a1
-def _pull(log_p, exps, minus_factor, gamma, weights, p, q):
-    "Turns `log_p` (b, k) of positives into their coefficients; gives the sum of (1 - p)^gamma log p, (b, 1). `p` and `q` are work space."
-    if gamma == 0:
-        value = (log_p if weights is None else log_p * weights).sum(1, keepdim=True)
-        log_p.fill_(1) if weights is None else log_p.copy_(weights)
+def _positives(log_p, exps, minus_p, q, minus_scale, gamma, weights):
+    "Replace `log_p` (b, k) by the coefficients of positives; return the sum of their values"
+    if gamma == 0 and weights is None:
+        value = log_p.sum(1, keepdim=True)
+        log_p.fill_(1)
         return value
-    torch.add(torch.mul(exps, minus_factor, out=p), 1, out=q)  # p holds minus p
-    coefficient = torch.addcmul(q, p, log_p, value=gamma, out=p)
+    if gamma == 0:
+        value = (log_p * weights).sum(1, keepdim=True)
+        log_p.copy_(weights)
+        return value
+    torch.mul(exps, minus_scale, out=minus_p)
+    torch.add(minus_p, 1, out=q)
+    slope = torch.addcmul(q, minus_p, log_p, value=gamma, out=minus_p)  # q - gamma p log p
     log_p.mul_(q)
-    if gamma != 2:
-        q.log_().mul_(gamma - 1).exp_()
+    h = q if gamma == 2 else q.log_().mul_(gamma - 1).exp_()
     if weights is not None:
-        q.mul_(weights)
-    value = log_p.mul_(q).sum(1, keepdim=True)
-    torch.mul(coefficient, q, out=log_p)
+        h.mul_(weights)
+    value = log_p.mul_(h).sum(1, keepdim=True)
+    torch.mul(slope, h, out=log_p)
     return value
 
 # %% ../nbs/api/fused.ipynb #cdeeffb9
-def _push(out, exps, minus_factor, ratio, weights, p, q):
-    "Fills `out` (b, k) with the coefficients of negatives; gives the sum of log(1 - p), (b, 1). `p` and `q` are work space."
-    torch.mul(exps, minus_factor, out=p)  # minus p
-    torch.log1p(p, out=q)
+def _negatives(out, exps, minus_p, q, minus_scale, ratio, weights):
+    "Fill `out` (b, k) with the coefficients of negatives; return the sum of their log(1 - p)"
+    torch.mul(exps, minus_scale, out=minus_p)
+    log_q = torch.log1p(minus_p, out=q)
     if weights is not None:
-        q.mul_(weights)
-    value = q.sum(1, keepdim=True)
-    torch.div(p, torch.add(p, 1, out=q), out=out)
+        log_q.mul_(weights)
+    value = log_q.sum(1, keepdim=True)
+    torch.add(minus_p, 1, out=q)
+    torch.div(minus_p, q, out=out)
     if weights is not None:
         out.mul_(weights)
     out.mul_(ratio)
@@ -82,27 +98,31 @@ def _push(out, exps, minus_factor, ratio, weights, p, q):
 
 # %% ../nbs/api/fused.ipynb #eb6656cd
 def _top_pair(logit, weight, ratio, gamma):
-    "Value and slope over the logit of a pair that is a positive to the degree `weight`, each divided by -a, and its p; all (b, 1)"
+    "Value and slope over the logit of the largest column's pair, divided by -a, and its p"
     log_p, log_q = F.logsigmoid(logit), F.logsigmoid(-logit)
-    p, focus, ratio = log_p.exp(), weight * (gamma * log_q).exp(), (1 - weight) * ratio
-    return focus * log_p + ratio * log_q, focus * (log_q.exp() - gamma * p * log_p) - ratio * p, p
+    p, q = log_p.exp(), log_q.exp()
+    pull = weight * (gamma * log_q).exp()
+    push = (1 - weight) * ratio
+    value = pull * log_p + push * log_q
+    slope = pull * (q - gamma * p * log_p) - push * p
+    return value, slope, p
 
 # %% ../nbs/api/fused.ipynb #2a00254b
 class _Block(NamedTuple):
-    "Some anchors, b of them, and what they are compared with"
+    "Some anchors, b of them, and the columns that they are compared with"
 
-    rows: slice  # which of the anchors
-    own: torch.Tensor | None  # (b, 1) column of each; None: anchors are no columns
-    span: slice  # columns outside are negatives
-    weights: torch.Tensor | None  # (b, columns of the span) of positives; None: all are
-    others: torch.Tensor | None  # the same of negatives
+    rows: slice  # places of the anchors
+    own: torch.Tensor | None  # (b, 1) column of each anchor; None: the anchors are not columns
+    span: slice  # columns that may be positives; all others are negatives
+    positive: torch.Tensor | None  # (b, columns of the span) weights as positives; None: all 1
+    negative: torch.Tensor | None  # (b, columns of the span) weights as negatives; None: all 0
     a: torch.Tensor  # (b, 1)
     eta_b: torch.Tensor  # (b, 1), zero without the negatives' term
-    weight_of: callable  # columns (b, 1) to their weights as positives, (b, 1)
+    weight_of: callable  # function: columns (b, 1) to their weights as positives (b, 1)
 
 # %% ../nbs/api/fused.ipynb #b5231eb0
 def _factors(positives, negatives, eta, averaging, anchors, dtype):
-    "a and eta*b, each (b, 1), for anchors with so many positives and negatives (b, 1)"
+    "a and eta*b, each (b, 1), for numbers of positives and negatives (b, 1)"
     if averaging == "batch":
         positives = negatives = torch.full_like(positives, anchors)
     a, b = (1 / k.to(dtype).masked_fill(k == 0, 1).clamp(min=1e-30) for k in (positives, negatives))
@@ -110,93 +130,97 @@ def _factors(positives, negatives, eta, averaging, anchors, dtype):
 
 # %% ../nbs/api/fused.ipynb #b90d0caf
 def _class_blocks(classes, kinds, positions, size, factors):
-    "Blocks of `size` anchors of sorted classes `kinds` among columns of `classes` (m,), at `positions` or None; both (anchors, 1)"
-    first, last = (torch.searchsorted(classes, kinds, right=right) for right in (False, True))
-    a, eta_b = factors(last - first - int(positions is not None), len(classes) - (last - first))
+    """Yield blocks of `size` anchors of sorted classes `kinds` (anchors, 1).
+
+    The columns have sorted `classes` (m,); `positions` (anchors, 1) are the anchors' columns."""
+    first = torch.searchsorted(classes, kinds)
+    last = torch.searchsorted(classes, kinds, right=True)
+    same = last - first
+    a, eta_b = factors(same - int(positions is not None), len(classes) - same)
     bounds = torch.cat([first, last, kinds], 1).tolist()
-    for i in range(0, len(kinds), size):
-        rows = slice(i, min(i + size, len(kinds)))
-        span = slice(bounds[i][0], bounds[rows.stop - 1][1])
-        weights = others = None
-        if bounds[i][2] != bounds[rows.stop - 1][2]:  # more than one class
-            weights = (kinds[rows] == classes[span]).to(a.dtype)
-            others = 1 - weights
+    for start in range(0, len(kinds), size):
+        rows = slice(start, min(start + size, len(kinds)))
+        (begin, _, lowest), (_, end, highest) = bounds[rows.start], bounds[rows.stop - 1]
+        span = slice(begin, end)
+        positive = negative = None
+        if lowest != highest:  # more than one class
+            positive = (kinds[rows] == classes[span]).to(a.dtype)
+            negative = 1 - positive
 
         def weight_of(columns, rows=rows):
             return (classes[columns] == kinds[rows]).to(a.dtype)
 
         own = None if positions is None else positions[rows]
-        yield _Block(rows, own, span, weights, others, a[rows], eta_b[rows], weight_of)
+        yield _Block(rows, own, span, positive, negative, a[rows], eta_b[rows], weight_of)
 
 # %% ../nbs/api/fused.ipynb #4190fd1c
 def _weight_blocks(weights, positions, size, factors, reference_only):
-    "Blocks of `size` anchors, with weights that the function `weights` gives for anchors (b,)"
-    for i in range(0, len(positions), size):
-        rows = slice(i, min(i + size, len(positions)))
+    "Yield blocks of `size` anchors; `weights` is a function of anchors (b,)"
+    for start in range(0, len(positions), size):
+        rows = slice(start, min(start + size, len(positions)))
         own = None if reference_only else positions[rows]
-        pull = _fill_own(weights(positions[rows, 0]), own, 0)
-        push = _fill_own(1 - pull, own, 0)
-        a, eta_b = factors(pull.sum(1, keepdim=True), push.sum(1, keepdim=True))
-        yield _Block(
-            rows, own, slice(0, pull.shape[1]), pull, push, a, eta_b, partial(pull.gather, 1)
-        )
+        positive = _fill_own(weights(positions[rows, 0]), own, 0)
+        negative = _fill_own(1 - positive, own, 0)
+        a, eta_b = factors(positive.sum(1, keepdim=True), negative.sum(1, keepdim=True))
+        span = slice(0, positive.shape[1])
+        weight_of = partial(positive.gather, 1)
+        yield _Block(rows, own, span, positive, negative, a, eta_b, weight_of)
 
 # %% ../nbs/api/fused.ipynb #8dd883f1
-def _coefficients(x, exps, work, minus_factor, block, gamma, ratio):
-    "Turns log p in `x` (b, m) into w/(-a); gives the sums of positives and of negatives, (b, 1) each"
+def _coefficients(buffers, minus_scale, block, gamma, ratio):
+    """Replace log p in the first of four buffers (b, m) by w/(-a).
 
-    def at(columns):
-        return (t[:, columns] for t in (x, exps, *work))
-
-    log_p, e, p, q = at(block.span)
-    pushed, push = torch.zeros_like(block.a), None
-    if ratio is not None and block.others is not None:
-        push = torch.empty_like(log_p)
-        pushed += _push(push, e, minus_factor, ratio, block.others, p, q)
-    pulled = _pull(log_p, e, minus_factor, gamma, block.weights, p, q)
-    if push is not None:
-        log_p.add_(push)
-    for outside in (slice(0, block.span.start), slice(block.span.stop, x.shape[1])):
-        if outside.start == outside.stop:
-            continue
-        out, e, p, q = at(outside)
+    Returns the sums of positives and of negatives; without `ratio` there is no negatives' term."""
+    x, _, minus_p, _ = inside = [t[:, block.span] for t in buffers]
+    pulled = _positives(*inside, minus_scale, gamma, block.positive)
+    pushed = torch.zeros_like(pulled)
+    if ratio is not None and block.negative is not None:
+        pushed += _negatives(minus_p, *inside[1:], minus_scale, ratio, block.negative)
+        x.add_(minus_p)
+    for outside in (slice(0, block.span.start), slice(block.span.stop, None)):
+        x, *work = (t[:, outside] for t in buffers)
         if ratio is None:
-            out.zero_()
-        else:
-            pushed += _push(out, e, minus_factor, ratio, None, p, q)
+            x.zero_()
+        elif x.shape[1]:
+            pushed += _negatives(x, *work, minus_scale, ratio, None)
     return pulled, pushed
 
 # %% ../nbs/api/fused.ipynb #96d727c4
-def _block_gradient(x, exps, work, block, gamma, eta):
-    "Turns scores in `x` (b, m) into their gradient divided by -a; gives the losses (b,)"
-    top, logit, rest, minus_factor = _attention(x, exps, block.own)
+def _block_gradient(buffers, block, gamma, eta):
+    "Replace scores in the first of four buffers (b, m) by their gradient/(-a); return the losses"
+    x, exps, _, _ = buffers
+    top, logit, rest, minus_scale = _probabilities(x, exps, block.own)
     ratio = block.eta_b / block.a
-    pulled, pushed = _coefficients(
-        x, exps, work, minus_factor, block, gamma, ratio if eta else None
-    )
+    pulled, pushed = _coefficients(buffers, minus_scale, block, gamma, ratio if eta else None)
+    _fill_own(x, block.own, 0).scatter_(1, top, 0)
+    total = x.sum(1, keepdim=True)
     value, slope, p = _top_pair(logit, block.weight_of(top), ratio, gamma)
-    total = _fill_own(x, block.own, 0).scatter_(1, top, 0).sum(1, keepdim=True)
-    x.addcmul_(exps, minus_factor * total - slope / rest).scatter_(1, top, slope - p * total)
+    x.addcmul_(exps, minus_scale * total - slope / rest)
+    x.scatter_(1, top, slope - p * total)
     return (-block.a * (pulled + value) - block.eta_b * pushed)[:, 0]
 
 # %% ../nbs/api/fused.ipynb #16fd3450
 def _block_rows(columns):
-    "Rows of a block for columns (m, d)"
+    "Number of rows of a block for columns (m, d)"
     if columns.device.type != "cpu":
         return max(64, 2**24 // len(columns))
     return min(256, max(64, 2**19 // len(columns)))
 
 # %% ../nbs/api/fused.ipynb #7e250308
 def _blocks(columns, pairs, anchors, size, factors, reference_only):
-    "Order of the columns, order of the anchors (both indices into `columns`), and the blocks of these anchors"
-    skipped = anchors if reference_only else 0  # leading rows that are no columns
+    "Order of the columns, order of the anchors (indices into `columns`), and blocks of anchors"
+    skipped = anchors if reference_only else 0  # leading rows that are not columns
     if callable(pairs):
         order = torch.arange(skipped, len(columns), device=columns.device)
         own = torch.arange(anchors, device=columns.device)
         return order, own, _weight_blocks(pairs, own[:, None], size, factors, reference_only)
     order = pairs[skipped:].argsort(stable=True) + skipped
-    positions = None if reference_only else (order < anchors).nonzero()
-    own = pairs[:anchors].argsort(stable=True) if reference_only else order[positions[:, 0]]
+    if reference_only:
+        positions = None
+        own = pairs[:anchors].argsort(stable=True)
+    else:
+        positions = (order < anchors).nonzero()
+        own = order[positions[:, 0]]
     return order, own, _class_blocks(pairs[order], pairs[own, None], positions, size, factors)
 
 
@@ -209,50 +233,51 @@ def _walk(
     gamma,
     eta,
     averaging,
-    reference_only,
-    block_rows,
+    reference_only=False,
+    block_rows=None,
 ):
-    "Losses (anchors,) and, with `upstream` (anchors,), the gradient (m, d) of their sum times upstream"
+    "Losses (anchors,) and, with `upstream` (anchors,), the gradient (m, d) of their weighted sum"
     size = min(anchors, block_rows or _block_rows(columns))
     factors = partial(_factors, eta=eta, averaging=averaging, anchors=anchors, dtype=columns.dtype)
     order, own, blocks = _blocks(columns, pairs, anchors, size, factors, reference_only)
-    others, losses = columns[order], columns.new_empty(anchors)
-    work = columns.new_empty(4, size, len(others))
-    gradients = None if upstream is None else [torch.zeros_like(x) for x in (columns, others)]
+    compared = columns[order]
+    losses = columns.new_empty(anchors)
+    buffers = columns.new_empty(4, size, len(compared))
+    of_anchors, of_compared = torch.zeros_like(columns), torch.zeros_like(compared)
     for block in blocks:
         anchor = own[block.rows]
-        rows, (x, exps, *rest) = columns[anchor] / temperature, work[:, : len(anchor)]
-        torch.mm(rows, others.T, out=x)
-        losses[anchor] = _block_gradient(x, exps, rest, block, gamma, eta)
-        if gradients is None:
+        rows = columns[anchor] / temperature
+        used = buffers[:, : len(anchor)]
+        scores = torch.mm(rows, compared.T, out=used[0])
+        losses[anchor] = _block_gradient(used, block, gamma, eta)  # turns scores into gradients
+        if upstream is None:
             continue
         scale = -block.a * upstream[anchor, None]
-        gradients[0].index_add_(0, anchor, (x @ others).mul_(scale / temperature))
-        gradients[1].addmm_(x.T, rows * scale)
-    return losses, None if gradients is None else gradients[0].index_add_(0, order, gradients[1])
+        of_anchors.index_add_(0, anchor, (scores @ compared).mul_(scale / temperature))
+        of_compared.addmm_(scores.T, rows * scale)
+    if upstream is None:
+        return losses, None
+    return losses, of_anchors.index_add_(0, order, of_compared)
 
 # %% ../nbs/api/fused.ipynb #6c4b2631
 def _temperature_gradient(columns, gradient, temperature):
-    "Gradient over the temperature, from that over the columns, (m, d)"
+    "Gradient of the temperature, from that of the columns (m, d)"
     return (columns * gradient).sum() / (-2 * temperature)
 
 # %% ../nbs/api/fused.ipynb #4a29a69d
 class _FusedLoss(torch.autograd.Function):
-    "Losses of the anchors, or their sum weighted by `share`; the gradient of the sum is formed together with it"
+    "Losses of the anchors, or their sum weighted by `share`, with its gradient"
 
     @staticmethod
     def forward(ctx, columns, temperature, walk, plain, share):
         ctx.walk, ctx.plain, ctx.share = walk, plain, share
         losses, gradient = walk(columns, share)
-        learnable = isinstance(temperature, torch.Tensor)
-        ctx.number = None if learnable else temperature
-        ctx.save_for_backward(columns, gradient, temperature if learnable else None)
+        ctx.save_for_backward(columns, gradient, temperature)
         return reduce_losses(losses, share)
 
     @staticmethod
     def backward(ctx, upstream):
         columns, gradient, temperature = ctx.saved_tensors
-        temperature = ctx.number if temperature is None else temperature
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, columns, temperature, upstream), None, None, None
         if ctx.share is None:
@@ -267,17 +292,17 @@ class _FusedLoss(torch.autograd.Function):
 # %% ../nbs/api/fused.ipynb #ba1fe250
 def reduce_losses(
     losses,  # (anchors,)
-    share,  # (anchors,) weight of each in their sum, such as 1/anchors for the mean; None: no sum
+    share,  # (anchors,) weight of each loss in the sum, such as 1/anchors; None: no sum
 ):  # scalar, or the losses themselves
-    "The weighted sum of the losses"
+    "Sum losses with weights"
     return losses if share is None else (losses * share).sum()
 
 
 def _differentiable_gradients(ctx, columns, temperature, upstream):
-    "The gradients over columns and temperature by autograd through the plain loss, which can be differentiated again"
+    "Gradients of columns and temperature by autograd through the plain loss"
     warnings.warn(
-        "the fused loss is differentiable once: its gradient is now computed a second time by the plain loss, in memory for all "
-        "pairs; use backend='plain' where you differentiate twice",
+        "the fused loss is differentiable once: its gradient is now computed a second time by the "
+        "plain loss, in memory for all pairs; use backend='plain' if you differentiate twice",
         stacklevel=2,
     )
     value = reduce_losses(ctx.plain(columns, temperature), ctx.share)
@@ -289,39 +314,27 @@ def _differentiable_gradients(ctx, columns, temperature, upstream):
 # %% ../nbs/api/fused.ipynb #bc0670ad
 def fused_losses(
     columns,  # (anchors + references, d) float32 or float64; the anchors come first
-    pairs,  # (anchors + references,) integer class of each column, or function: anchors (b,) to weights (b, columns compared) of positives
+    pairs,  # integer class of each column, or function: anchors (b,) to weights as positives
     anchors,  # number of anchors
-    plain,  # function: columns and temperature to losses (anchors,) that autograd can differentiate twice
+    plain,  # function: columns and temperature to losses (anchors,), differentiable twice
     *,
     temperature,  # number > 0, or scalar tensor of the columns' type and device
-    gamma,  # >= 0
-    eta,  # >= 0
-    averaging,  # "pairs" or "batch"
-    share,  # (anchors,) weight of each anchor's loss in their sum; None: no sum
-    reference_only=False,  # compare with the references alone
-    block_rows=None,  # anchors of a block; None: as suits device and size
+    share,  # (anchors,) weight of each loss in the sum; None: no sum
+    reference_only=False,  # True: compare with the references only
+    **settings,  # gamma, eta and averaging; block_rows, the number of anchors in a block
 ):  # scalar, or (anchors,) without share
-    "AFCL by blocks of anchors, its gradient formed with it; arguments are as `asymmetric_focal_contrastive_loss` has checked them"
+    "Compute AFCL and its gradient by blocks of anchors; the arguments are not checked"
     if len(columns) - (anchors if reference_only else 1) < 2:
         return reduce_losses(plain(columns, temperature), share)
-    learnable = isinstance(temperature, torch.Tensor) and temperature.requires_grad
-    fixed = temperature.detach().clone() if learnable else temperature
+    temperature = torch.as_tensor(temperature, dtype=columns.dtype)
+    fixed = temperature.detach().clone()
 
     def walk(x, upstream):
         with torch.autocast(x.device.type, enabled=False):
             return _walk(
-                x,
-                upstream,
-                pairs,
-                anchors,
-                fixed,
-                gamma,
-                eta,
-                averaging,
-                reference_only,
-                block_rows,
+                x, upstream, pairs, anchors, fixed, reference_only=reference_only, **settings
             )
 
-    if torch.is_grad_enabled() and (columns.requires_grad or learnable):
+    if torch.is_grad_enabled() and (columns.requires_grad or temperature.requires_grad):
         return _FusedLoss.apply(columns, temperature, walk, plain, share)
     return reduce_losses(walk(columns, None)[0], share)

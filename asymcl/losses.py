@@ -1,4 +1,4 @@
-"""Four contrastive losses for images with a rare class, derived one from the other, each under its equation: CL, FCL, ACL and AFCL.
+"""Four contrastive losses for images with a rare class, each under its equation.
 
 Docs: https://asymcl.github.io/asymcl/api/losses.html.md"""
 
@@ -20,38 +20,36 @@ from .fused import fused_losses, reduce_losses
 
 # %% ../nbs/api/losses.ipynb #15c6fabb
 def _log_probabilities(scores, own):
-    "Exact log p and log(1 - p) of every pair, each (anchors, columns); zero where `own` marks an anchor's own column"
+    "Exact log p and log(1 - p) of all pairs (anchors, columns); zero where `own` is True"
     scores = scores.masked_fill(own, -torch.inf)
     column = scores.argmax(1, keepdim=True)
     scores = scores - scores.gather(1, column).detach()
-    total = scores.logsumexp(
-        1, keepdim=True
-    )  # 0 to log(m): beside scores of 1e9 it would be rounded away
+    total = scores.logsumexp(1, keepdim=True)  # in 0..log(m); beside scores of 1e9 it would vanish
     top = torch.zeros_like(own).scatter(1, column, total < math.log(2))
     rest = scores.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True)
     logit = scores.gather(1, column) - rest
     log_p = torch.where(top, F.logsigmoid(logit), (scores - total).masked_fill(own, 0))
-    p = log_p.exp().masked_fill(
-        top | own, 0
-    )  # where the other branch is taken, keep log1p away from its pole
+    p = log_p.exp().masked_fill(top | own, 0)  # not used there; keeps log1p away from its pole
     return log_p, torch.where(top, F.logsigmoid(-logit), torch.log1p(-p))
 
 # %% ../nbs/api/losses.ipynb #02a8b261
 def _same_class(labels, others):
-    "Weight in [0, 1] with which `others` (m,) or (m, classes) are positives of `labels` (n,) or (n, classes)"
+    "Weights in [0, 1] of `others` (m,) or (m, classes) as positives of `labels`, of the same kind"
     if labels.ndim == 1:
         return (labels[:, None] == others).float()
     return labels @ others.T
 
 # %% ../nbs/api/losses.ipynb #bdf90c7c
 def _column_images(n, views, references, device):
-    "Index (n * views + references,) of the image that each column shows; references count on from n"
+    "Index (n * views + references,) of the image of each column; references follow n"
     batch = torch.arange(n, device=device).repeat_interleave(views)
     return torch.cat([batch, torch.arange(n, n + references, device=device)])
 
 # %% ../nbs/api/losses.ipynb #5f851c25
 def _spread_weights(rows, images, reference_only=False):
-    "Function: anchors (b,) to positive weights (b, columns), from `rows`: images (b,) to weights (b, n + references), or (b, references)"
+    """Function of anchors (b,) that returns their positive weights (b, columns).
+
+    `rows` is a function of images (b,) that returns weights of images; `images` are the columns'."""
 
     def weights(anchors):
         own = images[anchors]
@@ -63,17 +61,15 @@ def _spread_weights(rows, images, reference_only=False):
 
 # %% ../nbs/api/losses.ipynb #2d944ad8
 def unit_rows(x):
-    "Rows of `x` scaled to length one; a zero row stays zero"
-    size = (
-        x.detach().abs().amax(-1, keepdim=True)
-    )  # first to a largest entry of one, whose square neither overflows nor vanishes
-    x = x / size.masked_fill(size == 0, 1)
+    "Scale the rows of `x` to length one; a zero row stays zero"
+    size = x.detach().abs().amax(-1, keepdim=True)
+    x = x / size.masked_fill(size == 0, 1)  # now squares neither overflow nor vanish
     length = x.norm(dim=-1, keepdim=True)
     return x / length.masked_fill(length == 0, 1)
 
 # %% ../nbs/api/losses.ipynb #0771c188
 def _average(values, weights, averaging):
-    "Sum of `values` over the pairs with `weights`, per anchor, divided by the pairs or by the anchors"
+    "Weighted sum of `values` over pairs, per anchor, divided by the pairs or by the anchors"
     total = (values * weights).sum(1)
     if averaging == "batch":
         return total / len(weights)
@@ -82,7 +78,7 @@ def _average(values, weights, averaging):
 
 # %% ../nbs/api/losses.ipynb #a48d04ff
 def _anchor_losses(columns, weights, temperature, gamma, eta, averaging, reference_only=False):
-    "AFCL of every anchor, from columns (m, d) of which the first n are the anchors, and positive weights (n, columns compared)"
+    "AFCL of the first n columns of (m, d), with positive weights (n, columns compared)"
     n = len(weights)
     scores = columns[:n] @ columns[n if reference_only else 0 :].T / temperature
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
@@ -106,10 +102,10 @@ _choices = dict(
 
 
 def check_setting(
-    name,  # such as "temperature"
-    value,  # what it is to be
+    name,  # name of a setting, such as "temperature"
+    value,  # its value
 ):
-    "Raise TypeError or ValueError where a setting of a loss is outside its range"
+    "Raise TypeError or ValueError for a setting of a loss out of its range"
     if name in _choices:
         if value not in _choices[name]:
             raise ValueError(f"{name} must be one of {', '.join(_choices[name])}, got {value!r}")
@@ -119,22 +115,23 @@ def check_setting(
     elif name == "temperature" and isinstance(value, torch.Tensor):
         if not value.is_floating_point() or value.numel() != 1:
             raise TypeError(
-                f"temperature must be a number or a floating tensor with one value, got {value.dtype} of shape {tuple(value.shape)}"
+                "temperature must be a number or a floating tensor with one value, "
+                f"got {value.dtype} of shape {tuple(value.shape)}"
             )
     else:
         _check_number(name, value)
 
 
 def check_settings(
-    **settings,  # by name
+    **settings,  # settings of a loss by name
 ):
-    "Raise TypeError or ValueError where a setting of a loss is outside its range"
+    "Raise TypeError or ValueError for a setting of a loss out of its range"
     for name, value in settings.items():
         check_setting(name, value)
 
 # %% ../nbs/api/losses.ipynb #798ad89d
 def _check_number(name, value):
-    "Raise TypeError or ValueError unless `value` is a finite number in the range of the setting `name`"
+    "Raise TypeError or ValueError unless `value` is a finite number in the range of a setting"
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if 1e30 < value < math.inf:
@@ -147,10 +144,10 @@ def _check_number(name, value):
 def scalar_temperature(
     temperature,  # number or tensor with one value
     eta,  # number >= 0
-    embeddings,  # for their type and device
-    check_values,  # look at the value of a tensor
+    embeddings,  # tensor with the type and device to use
+    check_values,  # True: check the value of a tensor
 ):  # float, or scalar tensor
-    "The temperature as the losses divide by it; raises ValueError where its value is outside its range"
+    "Prepare the temperature for a division. Raises ValueError for a value out of its range."
     if isinstance(temperature, torch.Tensor):
         temperature = plain_tensor(temperature).reshape(())
         temperature = temperature.to(embeddings.device, _working_type(embeddings))
@@ -173,7 +170,7 @@ def _working_type(embeddings):
 
 # %% ../nbs/api/losses.ipynb #95e8880a
 def check_embeddings(name, x, shapes, dims):
-    "Raise TypeError or ValueError unless `x` is a non-empty floating tensor with one of `dims` dimensions"
+    "Raise TypeError or ValueError unless `x` is a non-empty floating tensor of one of `dims`"
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
@@ -190,7 +187,8 @@ def check_labels(name, labels, n):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
     if labels.ndim not in (1, 2) or len(labels) != n:
         raise ValueError(
-            f"{name} must have shape ({n},) or ({n}, classes) to go with {n} embeddings, got {tuple(labels.shape)}"
+            f"{name} must have shape ({n},) or ({n}, classes) to go with {n} embeddings, "
+            f"got {tuple(labels.shape)}"
         )
     if labels.ndim == 1 and (labels.is_floating_point() or labels.is_complex()):
         raise TypeError(
@@ -205,11 +203,11 @@ def check_labels(name, labels, n):
 # %% ../nbs/api/losses.ipynb #63495d59
 def _check_mask(pair_mask, n, columns):
     "Raise TypeError or ValueError unless `pair_mask` is a boolean or floating (n, columns) tensor"
-    if not isinstance(pair_mask, torch.Tensor) or not (
-        pair_mask.dtype == torch.bool or pair_mask.is_floating_point()
-    ):
+    dtype = getattr(pair_mask, "dtype", None)
+    if dtype != torch.bool and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(
-            f"pair_mask must be a boolean or floating tensor, got {getattr(pair_mask, 'dtype', type(pair_mask).__name__)}"
+            "pair_mask must be a boolean or floating tensor, "
+            f"got {dtype or type(pair_mask).__name__}"
         )
     if pair_mask.shape != (n, columns):
         raise ValueError(
@@ -219,13 +217,12 @@ def _check_mask(pair_mask, n, columns):
 
 # %% ../nbs/api/losses.ipynb #167779b5
 def _check_pairs(labels, reference_labels, pair_mask, n, references, reference_only):
-    "Raise TypeError or ValueError unless labels, or a mask, say of every pair of images whether it is positive"
+    "Raise TypeError or ValueError unless labels, or a mask, define the positives"
     if reference_only and not references:
         raise ValueError("give reference with reference_only=True, got none")
     if (labels is None) == (pair_mask is None):
-        raise ValueError(
-            "give either labels or pair_mask, got " + ("neither" if labels is None else "both")
-        )
+        given = "neither" if labels is None else "both"
+        raise ValueError(f"give either labels or pair_mask, got {given}")
     if pair_mask is not None:
         if reference_labels is not None:
             raise ValueError(
@@ -240,16 +237,17 @@ def _check_pairs(labels, reference_labels, pair_mask, n, references, reference_o
     check_labels("reference_labels", reference_labels, references)
     if labels.shape[1:] != reference_labels.shape[1:]:
         raise ValueError(
-            f"labels and reference_labels must be of one kind, got {tuple(labels.shape)} and {tuple(reference_labels.shape)}"
+            "labels and reference_labels must be of one kind, got "
+            f"{tuple(labels.shape)} and {tuple(reference_labels.shape)}"
         )
 
 # %% ../nbs/api/losses.ipynb #3d6aab3b
 def _column_pairs(labels, reference_labels, pair_mask, images, dtype, reference_only=False):
-    "Class of every column (columns,), or a function: anchors (b,) to positive weights of `dtype` (b, columns compared)"
+    "Class of every column (columns,), or a function of anchors that returns positive weights"
     if pair_mask is not None:
         return _spread_weights(lambda i: pair_mask[i].to(dtype), images, reference_only)
     if labels.ndim == 1:
-        dtype = torch.int64  # in which narrow integers cannot wrap, and truth values can be sorted
+        dtype = torch.int64  # narrow integers could overflow, and booleans cannot be sorted
     both = torch.cat([o.to(dtype) for o in (labels, reference_labels) if o is not None])
     if labels.ndim == 1:
         return both[images]
@@ -266,37 +264,36 @@ def _all_weights(pairs, anchors, dtype, reference_only=False):
 # %% ../nbs/api/losses.ipynb #5d2a860e
 def has_positives(
     labels,  # integers (n,), soft labels (n, classes), or None with pair_mask
-    reference_labels=None,  # of the same kind
-    pair_mask=None,  # instead of labels: (n, columns)
-    views=1,  # of each image
-    reference_only=False,  # only references are columns
+    reference_labels=None,  # labels of the references, of the same kind
+    pair_mask=None,  # (n, columns), instead of labels
+    views=1,  # number of views of each image
+    reference_only=False,  # True: only references are columns
 ):  # boolean (n,)
-    "Which images have a positive column for their anchors"
+    "Find the images that have a positive column for their anchors"
     if not reference_only and views > 1:
         images = labels if pair_mask is None else pair_mask
         return torch.ones(len(images), dtype=torch.bool, device=images.device)
     if pair_mask is not None:
         positive = pair_mask > 0
         return (positive if reference_only else positive.fill_diagonal_(False)).any(1)
-    columns = [o for o in (None if reference_only else labels, reference_labels) if o is not None]
     least = 1 if reference_only else 2  # the image itself is one
+    columns = [None if reference_only else labels, reference_labels]
+    columns = torch.cat([o.to(labels.dtype) for o in columns if o is not None])
     if labels.ndim == 2:
-        count = torch.cat(columns).gt(0).sum(0)
-        return ((labels > 0) & (count >= least)).any(1)
-    classes, of_all = torch.cat([labels.long(), *(o.long() for o in columns)]).unique(
-        return_inverse=True
-    )
-    count = of_all[len(labels) :].bincount(minlength=len(classes))
-    return count[of_all[: len(labels)]] >= least
+        return ((labels > 0) & (columns.gt(0).sum(0) >= least)).any(1)
+    both = torch.cat([labels, columns]).long()
+    classes, index = both.unique(return_inverse=True)
+    own, of_columns = index.split([len(labels), len(columns)])
+    return of_columns.bincount(minlength=len(classes))[own] >= least
 
 # %% ../nbs/api/losses.ipynb #8a54ca11
 def reduction_shares(
     reduction,  # "mean", "sum", "none" or "mean_positive"
-    columns,  # tensor, for its type and device
+    columns,  # tensor with the type and device to use
     anchors,  # number of anchors
-    positives,  # function without arguments: boolean of each image, or of each anchor
-):  # (anchors,), or None for no sum
-    "Weight of each anchor's loss in the result"
+    positives,  # function that returns a boolean of each image, or of each anchor
+):  # (anchors,), or None without a sum
+    "Compute the weight of each anchor's loss in the result"
     if reduction == "none":
         return None
     if reduction == "mean_positive":
@@ -309,94 +306,81 @@ def reduction_shares(
 def _check_finite(columns, temperature, normalize):
     "Raise ValueError if columns are not finite, or so long that their scores overflow"
     if not columns.isfinite().all():
-        counts = (
-            f"{int(columns.isnan().sum())} NaN and {int(columns.isinf().sum())} infinite values"
+        nan, infinite = int(columns.isnan().sum()), int(columns.isinf().sum())
+        raise ValueError(
+            f"embeddings and reference must be finite, got {nan} NaN and {infinite} infinite values"
         )
-        raise ValueError(f"embeddings and reference must be finite, got {counts}")
     longest = columns.norm(dim=-1).max()
     if not normalize and not (longest**2 / temperature).isfinite():
         raise ValueError(
-            f"embeddings and reference must be short enough for {columns.dtype}, got a length of {longest:.3g} "
-            f"with temperature={temperature}; use normalize=True"
+            f"embeddings and reference must be short enough for {columns.dtype}, got a length of "
+            f"{longest:.3g} with temperature={temperature}; use normalize=True"
         )
 
 # %% ../nbs/api/losses.ipynb #3f43ad98
 def _check_weights(labels, reference_labels, pair_mask):
-    "Raise ValueError if soft labels or pair weights leave [0, 1], or soft labels do not sum to one"
-    for name, x in [
-        ("labels", labels),
-        ("reference_labels", reference_labels),
-        ("pair_mask", pair_mask),
-    ]:
+    "Raise ValueError for weights out of [0, 1], or soft labels that do not sum to one"
+    given = dict(labels=labels, reference_labels=reference_labels, pair_mask=pair_mask)
+    for name, x in given.items():
         if x is None or not x.is_floating_point():
             continue
         if not ((x >= 0) & (x <= 1)).all():
             raise ValueError(
-                f"{name} must lie in [0, 1], got values from {x.min():.3g} to {x.max():.3g}"
+                f"{name} must be in [0, 1], got values from {x.min():.3g} to {x.max():.3g}"
             )
         sums = x.float().sum(1)
         if name != "pair_mask" and not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
             raise ValueError(
-                f"each row of soft {name} must sum to 1, got sums from {sums.min():.3g} to {sums.max():.3g}"
+                f"each row of soft {name} must sum to 1, "
+                f"got sums from {sums.min():.3g} to {sums.max():.3g}"
             )
 
 # %% ../nbs/api/losses.ipynb #2b950f23
 def asymmetric_focal_contrastive_loss(
     embeddings,  # (n, d), or (n, views, d) for several views of each image; any floating type
-    labels=None,  # integers (n,), or soft labels (n, classes) whose rows sum to one; moved to the embeddings' device
+    labels=None,  # integers (n,), or soft labels (n, classes) whose rows sum to one
     *,
     gamma=0.0,  # focusing exponent >= 0 on positives; 0 gives CL or ACL
     eta=0.0,  # weight >= 0 of the negatives' term; 0 gives CL or FCL
-    temperature=0.07,  # number > 0, or scalar tensor, which may be learnt; cosine similarities are divided by it
+    temperature=0.07,  # divisor > 0 of the cosine similarities: number or scalar tensor
     averaging="pairs",  # "pairs": divide each sum by its pairs; "batch": by the number of anchors
     normalize=True,  # scale embeddings (and reference) to length one first
-    reduction="mean",  # over anchors: "mean", "sum", "none", or "mean_positive" over those that have positives
-    reference=None,  # (r, d) further columns that are no anchors; gradients flow into it too
-    reference_labels=None,  # of the same kind as `labels`, r of them
-    reference_only=False,  # compare anchors with the reference alone, not with each other
-    pair_mask=None,  # instead of labels: (n, n + r), or (n, r) with reference_only; boolean or weights in [0, 1] of positives
-    check_values=True,  # look for NaN, inf and bad weights (makes a GPU wait)
-    backend="auto",  # "fused": memory for a block of anchors; "plain": for all pairs, differentiable twice; "auto": fused where it can be
+    reduction="mean",  # "mean", "sum" or "none" of anchors, or "mean_positive" of those with positives
+    reference=None,  # (r, d) further columns that are not anchors, with gradient
+    reference_labels=None,  # labels (r,) or (r, classes) of the reference
+    reference_only=False,  # compare anchors only with the reference
+    pair_mask=None,  # weights (n, n + r) of positives instead of labels; (n, r) with reference_only
+    check_values=True,  # look for NaN, infinity and bad weights; a GPU waits for it
+    backend="auto",  # "fused": memory for a block; "plain": differentiable twice; or "auto"
 ):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
-    """AFCL of Vito & Stefanus (2022); CL (SupCon), FCL and ACL as special cases. Views of one image are positives of each other; an empty
-    sum is zero. Raises TypeError or ValueError naming the argument, what was given and what is allowed."""
-    check_settings(
-        gamma=gamma,
-        eta=eta,
-        temperature=temperature,
-        averaging=averaging,
-        normalize=normalize,
-        reduction=reduction,
-        check_values=check_values,
-        backend=backend,
-    )
+    """Compute the AFCL of Vito & Stefanus (2022), with CL, FCL and ACL as special cases.
+
+    Views of one image are positives of each other; an empty sum is zero. Raises TypeError or
+    ValueError with the argument, its value and what is allowed."""
+    terms = dict(gamma=gamma, eta=eta, averaging=averaging)
+    check_settings(**terms, temperature=temperature, normalize=normalize)
+    check_settings(reduction=reduction, check_values=check_values, backend=backend)
     check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
     temperature = scalar_temperature(temperature, eta, embeddings, check_values)
     columns = stack_columns(embeddings, reference, temperature, normalize, check_values)
     known = _known_pairs(
         embeddings, reference, labels, reference_labels, pair_mask, reference_only, check_values
     )
-    losses = _losses_by(
-        backend,
-        columns,
-        *_pairs_and_shares(known, embeddings, columns, reduction, reference_only),
-        temperature=temperature,
-        gamma=float(gamma),
-        eta=float(eta),
-        averaging=averaging,
-        reference_only=reference_only,
-    )
+    pairs, anchors, share = _pairs_and_shares(known, embeddings, columns, reduction, reference_only)
+    terms |= dict(gamma=float(gamma), eta=float(eta), reference_only=reference_only)
+    losses = _losses_by(backend, columns, pairs, anchors, share, temperature, **terms)
     return losses.view(embeddings.shape[:-1]) if reduction == "none" else losses
 
 # %% ../nbs/api/losses.ipynb #aeb3eac8
 def stack_columns(embeddings, reference, temperature, normalize, check_values):
-    "Checked columns (anchors + references, d) in float32 or float64, scaled to length one with `normalize`"
+    "Stack and check columns (anchors + references, d) in float32 or float64"
     parts = [embeddings]
     if reference is not None:
         check_embeddings("reference", reference, "(r, d)", (2,))
         if reference.shape[-1] != embeddings.shape[-1]:
             raise ValueError(
-                f"reference must have width {embeddings.shape[-1]} as embeddings, got {reference.shape[-1]}"
+                f"reference must have width {embeddings.shape[-1]} as embeddings, "
+                f"got {reference.shape[-1]}"
             )
         parts.append(reference)
     dtype = _working_type(embeddings)
@@ -407,7 +391,7 @@ def stack_columns(embeddings, reference, temperature, normalize, check_values):
 
 # %% ../nbs/api/losses.ipynb #83798c25
 def plain_tensor(x):
-    "`x` as a plain torch.Tensor where it is of a subclass; anything else as it is"
+    "Convert a subclass of torch.Tensor to torch.Tensor; return anything else unchanged"
     return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 
 # %% ../nbs/api/losses.ipynb #44d3f56f
@@ -424,7 +408,7 @@ def _known_pairs(
 
 
 def _pairs_and_shares(known, embeddings, columns, reduction, reference_only):
-    "What `_column_pairs` and `reduction_shares` give for the labels, reference labels and mask in `known`"
+    "Pairs as `_column_pairs` returns them, number of anchors, and their shares of the result"
     views = embeddings.shape[1] if embeddings.ndim == 3 else 1
     n, anchors = len(embeddings), len(embeddings) * views
     images = _column_images(n, views, len(columns) - anchors, columns.device)
@@ -434,28 +418,19 @@ def _pairs_and_shares(known, embeddings, columns, reduction, reference_only):
     return _column_pairs(*known, images, columns.dtype, reference_only), anchors, share
 
 # %% ../nbs/api/losses.ipynb #c8222558
-def _losses_by(backend, columns, pairs, anchors, share, temperature, reference_only, **settings):
-    "Losses of the first `anchors` columns, reduced by their shares, by one of the two implementations"
+def _losses_by(backend, columns, pairs, anchors, share, temperature, **terms):
+    "Reduced losses of the first `anchors` columns, by one of the two implementations"
 
     def plain(x, temperature):
-        weights = _all_weights(pairs, anchors, x.dtype, reference_only)
+        weights = _all_weights(pairs, anchors, x.dtype, terms["reference_only"])
         with torch.autocast(x.device.type, enabled=False):
-            return _anchor_losses(
-                x, weights, temperature, reference_only=reference_only, **settings
-            )
+            return _anchor_losses(x, weights, temperature, **terms)
 
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if backend == "plain" or backend == "auto" and traced:
         return reduce_losses(plain(columns, temperature), share)
     return fused_losses(
-        columns,
-        pairs,
-        anchors,
-        plain,
-        share=share,
-        temperature=temperature,
-        reference_only=reference_only,
-        **settings,
+        columns, pairs, anchors, plain, share=share, temperature=temperature, **terms
     )
 
 # %% ../nbs/api/losses.ipynb #d786d10e
@@ -472,7 +447,7 @@ _names = (
 
 
 class LossWithSettings(nn.Module):
-    "A loss whose settings are attributes: checked when they are set, and shown by `repr` as they are"
+    "A loss with settings as attributes, which are checked when they are set"
 
     _fixed = {}  # settings that a special case does not have, and their value
 
@@ -481,7 +456,8 @@ class LossWithSettings(nn.Module):
             check_setting(name, value)
         if name in self._fixed and value != self._fixed[name]:
             raise ValueError(
-                f"{name} of {type(self).__name__} must be {self._fixed[name]}, got {value}; AFCL has both gamma and eta"
+                f"{name} of {type(self).__name__} must be {self._fixed[name]}, got {value}; "
+                "AFCL has both gamma and eta"
             )
         super().__setattr__(name, value)
 
@@ -499,9 +475,9 @@ class LossWithSettings(nn.Module):
 
 # %% ../nbs/api/losses.ipynb #26e1a408
 class AsymmetricFocalContrastiveLoss(LossWithSettings):
-    """`asymmetric_focal_contrastive_loss` with its settings as attributes; call with embeddings and labels.
+    """AFCL of embeddings and labels, with the settings as attributes.
 
-    Raises TypeError or ValueError for a setting outside its range, also when it is set later."""
+    Raises TypeError or ValueError for a setting out of its range, also when it is set later."""
 
     def __init__(
         self,
@@ -547,7 +523,7 @@ class AsymmetricFocalContrastiveLoss(LossWithSettings):
 
 # %% ../nbs/api/losses.ipynb #e1d6375a
 class SupConLoss(AsymmetricFocalContrastiveLoss):
-    "CL, the supervised contrastive loss (Khosla et al. 2020); takes AFCL's settings but gamma and eta"
+    "CL, the supervised contrastive loss (Khosla et al. 2020): AFCL with gamma and eta zero"
 
     _fixed = dict(gamma=0.0, eta=0.0)
 
@@ -561,7 +537,7 @@ class SupConLoss(AsymmetricFocalContrastiveLoss):
 
 # %% ../nbs/api/losses.ipynb #b6a0d4bd
 class FocalContrastiveLoss(AsymmetricFocalContrastiveLoss):
-    "FCL: CL whose positives are weighted by (1 - p)^gamma; takes AFCL's settings but eta"
+    "FCL: CL with positives weighted by (1 - p)^gamma; AFCL with eta zero"
 
     _fixed = dict(eta=0.0)
 
@@ -575,7 +551,7 @@ class FocalContrastiveLoss(AsymmetricFocalContrastiveLoss):
 
 # %% ../nbs/api/losses.ipynb #5d81e591
 class AsymmetricContrastiveLoss(AsymmetricFocalContrastiveLoss):
-    "ACL (Vito & Stefanus 2022): CL and eta times the negatives' term; takes AFCL's settings but gamma"
+    "ACL (Vito & Stefanus 2022): CL and eta times the negatives' term; AFCL with gamma zero"
 
     _fixed = dict(gamma=0.0)
 

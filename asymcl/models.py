@@ -140,8 +140,8 @@ def _check_weights(encoder):
             )
         if p.dtype != torch.float32:
             raise ValueError(
-                f"encoder must have float32 weights, got {name} of {p.dtype}; call encoder.float(), "
-                "and choose precision='bf16' for training in mixed precision"
+                f"encoder must have float32 weights, got {name} of {p.dtype}; "
+                "call encoder.float(), and choose precision='bf16' for mixed precision"
             )
 
 # %% ../nbs/api/models.ipynb #89209dc4

@@ -1,4 +1,4 @@
-"""Random views of whole batches on the device: every image gets its own crop, rotation, light, colour and blur.
+"""Random views of batches on the device: crop, rotation, mirroring, light, colour and blur.
 
 Docs: https://asymcl.github.io/asymcl/api/views.html.md"""
 
@@ -26,7 +26,7 @@ def normalized(
 
 # %% ../nbs/api/views.ipynb #aef8ad3a
 def _view_matrices(scale_x, scale_y, angle, shift_x, shift_y, height, width):
-    "Affine matrices (n, 2, 3) that crop, mirror (scale < 0), rotate by `angle` in radians and shift; each argument (n,)"
+    "Affine matrices (n, 2, 3) for scales (< 0: mirrored), angles in radians and shifts, each (n,)"
     cos, sin = angle.cos(), angle.sin()
     return torch.stack(
         [
@@ -101,7 +101,7 @@ def _random_light(images, max_brightness, max_contrast):
 
 # %% ../nbs/api/views.ipynb #6fb1cb5a
 def _colour_matrices(saturation, angle):
-    "Matrices (n, 3, 3) that multiply the chroma by `saturation` and turn it by `angle` in radians, (n,) each"
+    "Matrices (n, 3, 3) that scale the chroma by `saturation` and rotate it by `angle`, each (n,)"
     grey = saturation.new_full((3, 3), 1 / 3)
     chroma = torch.eye(3, dtype=grey.dtype, device=grey.device) - grey
     across = saturation.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)

@@ -1,4 +1,4 @@
-"""A queue of earlier batches for the losses of this package, and adapters to and from PyTorch Metric Learning.
+"""A queue of earlier batches, and adapters to and from PyTorch Metric Learning.
 
 Docs: https://asymcl.github.io/asymcl/api/wrappers.html.md"""
 

@@ -1,4 +1,4 @@
-"""A trained model for inference: save and load it, calibrate it, apply it to image files, and export it.
+"""A trained model for inference: saved, loaded, calibrated, applied to image files, exported.
 
 Docs: https://asymcl.github.io/asymcl/api/infer/model.html.md"""
 
@@ -252,7 +252,8 @@ def threshold_for_recall(
     Raises ValueError for values out of range, and for too few images of the class."""
     if not 0 < recall < 1:
         raise ValueError(
-            f"recall must be in (0, 1), got {recall:g}; no number of images guarantees a recall of 1"
+            f"recall must be in (0, 1), got {recall:g}; "
+            "no number of images guarantees a recall of 1"
         )
     if confidence is not None and not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1) or None, got {confidence:g}")
@@ -488,7 +489,8 @@ def _check_labels(name, rows, labels, width, classes):
     )
     if not fits:
         raise ValueError(
-            f"{name} must have {width} finite numbers and a label in 0..{classes - 1} for each image"
+            f"{name} must have {width} finite numbers and a label in 0..{classes - 1} "
+            "for each image"
         )
 
 
@@ -648,7 +650,7 @@ class _Probabilities(nn.Module):
 @patch
 def exported(
     self: TrainedModel,
-):  # torch.export.ExportedProgram: images (n, channels, height, width) to probabilities (n, classes)
+):  # torch.export.ExportedProgram: images (n, ...) to probabilities (n, classes)
     "Trace the model for `torch.export.save`; images are uint8, or float for a model without mean"
     any_number = {0: torch.export.Dim("images", min=1, max=2**16)}
     return torch.export.export(
