@@ -245,9 +245,10 @@ class _Tensors(TensorDataset):
 
     def __getattr__(self, name):
         raise AttributeError(
-            f"a loader over tensors has no {name!r}: methods that read single items, such as fastai's "
-            "plot_top_losses, do not work. To show images with predictions, call show_results of an "
-            "ImageLoader, such as dls.valid of ImageData.dls, with a batch and the class numbers"
+            f"a loader over tensors has no {name!r}: methods that read single items, such as "
+            "fastai's plot_top_losses, do not work. To show images with predictions, call "
+            "show_results of an ImageLoader, such as dls.valid of ImageData.dls, with a batch and "
+            "the class numbers"
         )
 
     @property

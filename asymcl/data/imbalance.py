@@ -1,4 +1,4 @@
-"""Count the classes of a data set, draw and split it reproducibly, and keep the rare class in every batch.
+"""Count classes, draw and split data reproducibly, and keep the rare class in every batch.
 
 Docs: https://asymcl.github.io/asymcl/api/data/imbalance.html.md"""
 
@@ -202,24 +202,25 @@ def advice_on_counts(
     advice = []
     if batch_size > total:
         advice.append(
-            f"batches of {batch_size} are more than the {total} training images: choose at most {total}"
+            f"batches of {batch_size} are more than the {total} training images: "
+            f"choose at most {total}"
         )
     for name, n in zip(classes, counts["train"], strict=True):
         chance = chance_of_fewer(n, total, min(batch_size, total))
         if n < 2:
             advice.append(
-                f"train has {n} image{'s' * (n != 1)} of {name}: no batch can show two, so no sampler "
-                "helps; find more"
+                f"train has {n} image{'s' * (n != 1)} of {name}: "
+                "no batch can show two, so no sampler helps; find more"
             )
         elif chance > 0.05:
             advice.append(
-                f"{1000 * n / total:.3g} images of {name} per 1,000: batches of {batch_size} hold fewer "
-                f"than two of them in {chance:.0%} of draws; use the balanced sampler"
+                f"{1000 * n / total:.3g} images of {name} per 1,000: batches of {batch_size} "
+                f"hold fewer than two of them in {chance:.0%} of draws; use the balanced sampler"
             )
     if not advice:
         advice.append(
-            f"every class has two images or more in 95% of batches of {batch_size}: plain shuffling "
-            "will do"
+            f"every class has two images or more in 95% of batches of {batch_size}: "
+            "plain shuffling will do"
         )
     for split, of_split in counts.items():
         for name, n in zip(classes, of_split, strict=True):
