@@ -8,96 +8,66 @@ Docs: https://asymcl.github.io/asymcl/api/cli/predict.html.md"""
 __all__ = ['CHUNK', 'predict_command']
 
 # %% ../../nbs/api/cli/predict.ipynb #1b96f1cd
-import argparse
 import csv
 import hashlib
-import importlib
 import io
 import json
 import os
+import pkgutil
 import sys
-import warnings
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
-# %% ../../nbs/api/cli/predict.ipynb #2972f189
 import numpy as np
-from filelock import FileLock, Timeout
+from fastcore.basics import chunked, patch
+from filelock import FileLock
 
-# %% ../../nbs/api/cli/predict.ipynb #e6bd8984
-class _Parser(argparse.ArgumentParser):
-    "A parser whose errors are one line"
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _share(text):
-    "A number between 0 and 1"
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r}")
-    return share
-
-
-def _confidence(text):
-    return None if text == "none" else _share(text)
-
-
-def _count(text):
-    "A whole number >= 0"
-    if not text.isdecimal() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text!r}")
-    return int(text)
+from .parser import Parser, check_device, number_or_none, one_line_errors
+from ..core.checks import ArgumentError
 
 # %% ../../nbs/api/cli/predict.ipynb #9575fe24
 def _add_answers(add):
-    "Options of what is answered about a file"
     add(
         "--recall",
-        type=_share,
+        type=float,
         metavar="SHARE",
-        help="share of the rare class that must be found, such as 0.95: an image gets this class also if it is not the most "
-        "probable one, from a probability that the model's validation images determine (default: the most probable class)",
+        help="share of the rare class that must be found, such as 0.95: an image gets this class "
+        "also if it is not the most probable one, from a probability that the validation images "
+        "of the model determine (default: the most probable class)",
     )
     add(
         "--confidence",
-        type=_confidence,
+        type=number_or_none,
         default=0.95,
         metavar="SHARE",
-        help="probability with which --recall is reached on new images, or none: on average (default: 0.95)",
+        help="probability that new images reach --recall, or none: on average (default: 0.95)",
     )
     add(
         "--rare",
         metavar="CLASS",
-        help="class of --recall (default: that with the fewest training images)",
+        help="class of --recall (default: the one with the fewest training images)",
     )
     add(
         "--neighbours",
-        type=_count,
+        type=int,
         default=0,
         metavar="K",
-        help="number of training images to name that are most similar for the model (default: 0)",
+        help="number of most similar training images in each row (default: 0)",
     )
     add(
         "--embeddings",
         type=Path,
         metavar="FILE",
-        help=".npy file to write with the features, a row for each row of the CSV; needs --out",
+        help=".npy file for the features, a row for each row of the CSV; needs --out",
     )
 
 # %% ../../nbs/api/cli/predict.ipynb #95a008c4
 def _parser():
-    parser = _Parser(
+    parser = Parser(
         "asymcl-predict",
-        description="Classify images with a model that TwoStageLearner.save has saved. Writes a CSV with a row for each "
-        "file: class, its probability, the probabilities of all classes, and what is wrong with a file that cannot be "
-        "read. Bytes of file names that are not UTF-8 are written as \\xff.",
+        description="Classify images with a saved model. Writes a CSV with a row for each file: "
+        "class, its probability, the probabilities of all classes, and the problem of a file "
+        "that cannot be read. Bytes of file names that are not UTF-8 are written as \\xff.",
     )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="file of the model")
@@ -106,104 +76,107 @@ def _parser():
         "--out",
         type=Path,
         metavar="FILE",
-        help="CSV to write (default: standard output). It grows as FILE.part; if the command was stopped, the same command resumes",
+        help="CSV to write (default: standard output); grows as FILE.part, which the same "
+        "command resumes",
     )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replacement of files that exist, from the first row on",
-    )
+    add("--overwrite", action="store_true", help="replacement of existing files")
     _add_answers(add)
     add(
         "--encoder",
         metavar="MODULE:FUNCTION",
-        help="function without arguments that returns the encoder, for a model with a custom one; MODULE is imported from the "
-        "working directory or the installed packages",
+        help="function without arguments that returns the encoder, for a model with a custom one; "
+        "MODULE is imported from the working directory or the installed packages",
     )
     add(
         "--device",
         choices=("cpu", "cuda", "mps"),
         default="cpu",
-        help="device to compute on (default: cpu)",
+        help="device of the model (default: cpu)",
     )
     return parser
 
-# %% ../../nbs/api/cli/predict.ipynb #db771336
-@contextmanager
-def _argument(name):
-    "Errors in here name an argument of the command"
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"argument {name}: {error}") from error
+# %% ../../nbs/api/cli/predict.ipynb #244e7a29
+def _check_free(file, overwrite):
+    "Raise FileExistsError for a file that must not be replaced"
+    if os.path.lexists(file) and (file.is_dir() or not overwrite):
+        raise FileExistsError(
+            f"{file} exists already; give another name, or --overwrite for a file"
+        )
 
 
-def _device(name):
-    "The device of that name; ValueError where the machine has none"
-    import torch
+def _outputs(options):
+    "Files to write"
+    return [file for file in (options.out, options.embeddings) if file]
 
-    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
-    if not there[name]:
-        raise ValueError(f"{name} is not available on this machine")
-    return torch.device(name)
+
+def _check_options(options):
+    "Raise an error for values out of range, and for files that cannot or must not be written"
+    for name in ("recall", "confidence"):
+        share = getattr(options, name)
+        if share is not None and not 0 < share < 1:
+            raise ArgumentError(name, f"must be between 0 and 1, got {share:g}")
+    if options.neighbours < 0:
+        raise ArgumentError("neighbours", f"must be >= 0, got {options.neighbours}")
+    if options.rare is not None and options.recall is None:
+        raise ArgumentError("rare", "needs --recall")
+    if options.embeddings and not options.out:
+        raise ArgumentError("embeddings", "needs --out")
+    files = _outputs(options)
+    if len({file.resolve() for file in files}) < len(files):
+        raise ArgumentError("embeddings", f"must not be the file of --out, got {files[0]} twice")
+    for file in files:
+        _check_free(file, options.overwrite)
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {str(file.parent)!r} for {file.name}")
 
 # %% ../../nbs/api/cli/predict.ipynb #59f53a5c
 def _encoder(text):
-    "What module:function returns, an nn.Module; ValueError saying what is wrong"
+    "Call module:function, which must return an nn.Module"
     from torch import nn
 
-    module, _, name = text.partition(":")
-    if not (module and name):
-        raise ValueError(f"must be module:function, such as my_models:encoder, got {text!r}")
+    if ":" not in text:
+        raise ArgumentError("encoder", f"must be module:function, got {text!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = importlib.import_module(module)
+        encoder = pkgutil.resolve_name(text)()
     except Exception as error:  # whatever the user's code raises
-        raise ValueError(f"module {module!r} cannot be imported ({error!r})") from error
-    if not callable(make := getattr(found, name, None)):
-        what = f"is a {type(make).__name__}" if hasattr(found, name) else "is not there"
-        raise ValueError(f"module {module!r} needs a function {name!r}, which {what}")
-    try:
-        encoder = make()
-    except Exception as error:
-        raise ValueError(f"{text} raised {error!r}") from error
+        raise ArgumentError("encoder", f"{text} cannot be called ({error!r})") from error
     if not isinstance(encoder, nn.Module):
-        raise ValueError(f"{text} must return a torch.nn.Module, got {type(encoder).__name__}")
+        kind = type(encoder).__name__
+        raise ArgumentError("encoder", f"{text} must return a torch.nn.Module, got {kind}")
     return encoder
 
 # %% ../../nbs/api/cli/predict.ipynb #6c676b55
 def _threshold(model, options):
-    "The threshold that is asked for, or None"
+    "Threshold for the required recall, or None"
     from asymcl.metrics import rarest_class
 
     if options.recall is None:
         return None
-    counts = (model.about or {}).get("train_counts")
-    if not (options.rare or counts):
-        raise ValueError(
-            "argument --rare: is needed, since the model does not know which class has the fewest training images"
-        )
-    with _argument("--recall" if options.rare in (None, *model.classes) else "--rare"):
-        rare = options.rare or model.classes[rarest_class(counts)]
-        return model.threshold(rare, options.recall, options.confidence)
+    rare = options.rare
+    if rare is None:
+        counts = model.about.get("train_counts")
+        if counts is None:
+            raise ArgumentError("rare", "is needed, since the model has no counts of its classes")
+        rare = model.classes[rarest_class(counts)]
+    return model.threshold(rare, options.recall, options.confidence)
 
 
 def _notes(model, threshold, options):
     "What to know about the probabilities and the classes, as lines"
     notes = []
-    if problem := model.calibration_problem:
+    problem = model.calibration_problem
+    if problem:
         notes.append(f"the probabilities are not calibrated: {problem}")
     if threshold:
-        sure = (
-            "on average"
-            if options.confidence is None
-            else f"with confidence {options.confidence:g}"
-        )
+        confidence = options.confidence
+        how = "on average" if confidence is None else f"with confidence {confidence:g}"
         notes.append(
-            f"{model.classes[threshold.label]} if most probable, or from a probability of {threshold.value:.3g}, for a recall of "
-            f"{options.recall:g} {sure}; on the validation images recall {threshold.recall:.3f} of {threshold.images}, "
-            f"and false alarms for {threshold.false_alarms:.3f} of the others"
+            f"{model.classes[threshold.label]} if most probable, or from a probability of "
+            f"{threshold.value:.3g}, for a recall of {options.recall:g} {how}; on the validation "
+            f"images recall {threshold.recall:.3f} of {threshold.images}, and false alarms for "
+            f"{threshold.false_alarms:.3f} of the others"
         )
     return notes
 
@@ -215,314 +188,223 @@ def _plain(text):
 
 def _columns(model, neighbours):
     "Names of the columns"
-    near = [
-        f"neighbour_{i + 1}{what}" for i in range(neighbours) for what in ("", "_class", "_cosine")
-    ]
-    classes = [f"probability of {c}" for c in model.classes]
-    return ["file", "class", "probability", *classes, *near, "problem"]
+    names = ["file", "class", "probability", *(f"probability of {c}" for c in model.classes)]
+    for i in range(1, neighbours + 1):
+        names += [f"neighbour_{i}", f"neighbour_{i}_class", f"neighbour_{i}_cosine"]
+    return [*names, "problem"]
 
 
 def _row(answer, model, threshold, neighbours):
-    "The row of one answer"
+    "Columns of one answer that are not empty"
     from asymcl.infer.model import decide
 
+    row = dict(file=_plain(answer.file), problem=answer.problem)
     if answer.problem:
-        return [
-            _plain(answer.file),
-            *[""] * (2 + len(model.classes) + 3 * neighbours),
-            answer.problem,
-        ]
-    p = answer.probabilities
-    label = decide(p[None], threshold).item()
-    near = []
+        return row
+    label = decide(answer.probabilities[None], threshold).item()
+    row["class"] = model.classes[label]
+    row["probability"] = f"{answer.probabilities[label]:.6g}"
+    for name, probability in zip(model.classes, answer.probabilities, strict=True):
+        row[f"probability of {name}"] = f"{probability:.6g}"
     if neighbours:
-        rows, cosines = model.nearest(answer.features[None], neighbours)
-        for i, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True):
-            near += [
-                _plain(model.gallery.names[i]),
-                model.classes[model.gallery.labels[i]],
-                f"{cosine:.4f}",
-            ]
-    probabilities = [f"{q:.6g}" for q in (p[label].item(), *p.tolist())]
-    return [_plain(answer.file), model.classes[label], *probabilities, *near, ""]
+        indices, cosines = model.nearest(answer.features[None], neighbours)
+        for i, (k, cosine) in enumerate(zip(indices[0], cosines[0], strict=True), 1):
+            row[f"neighbour_{i}"] = _plain(model.gallery.names[k])
+            row[f"neighbour_{i}_class"] = model.classes[model.gallery.labels[k]]
+            row[f"neighbour_{i}_cosine"] = f"{cosine:.4f}"
+    return row
 
 
-def _table(rows):
-    "The CSV of rows, as bytes"
+def _table(columns, rows):
+    "Text of the rows of a CSV"
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+# %% ../../nbs/api/cli/predict.ipynb #822a0701
+class _Printed:
+    "Table on standard output"
+
+    has_header = False
+    rows = 0  # number of rows from an earlier call
+    text = ""
+
+    def append(self, table, features, rows):
+        self.text += table
+        print(table, end="", flush=True)
+
+    def finish(self):
+        return self.text
 
 # %% ../../nbs/api/cli/predict.ipynb #3430a3ad
-CHUNK = 128  # files whose rows are written together
-
-
 def _part(file):
-    return file.with_name(file.name + ".part")
+    return file.with_name(f"{file.name}.part")
 
 
-def _description(out):
-    return out.with_name(out.name + ".part.json")
+def _write(path, mode, content):
+    "Write bytes to the disk"
+    with open(path, mode) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+# %% ../../nbs/api/cli/predict.ipynb #3430a3b0
+class _Parts:
+    "Files that grow beside their final names: a table, and perhaps features"
+
+    def __init__(self, options, asked):
+        self.files = _outputs(options)
+        self.overwrite = options.overwrite
+        self.record = _part(options.out).with_suffix(".part.json")
+        self.state = self._earlier_state()
+        if self.state is None or self.overwrite:
+            self.state = dict(asked=asked, rows=0, sizes=[0] * len(self.files))
+        begun = self.state["asked"]
+        changed = [name for name in asked if asked[name] != begun.get(name)]
+        if changed:
+            raise ValueError(
+                f"{_part(options.out)} was begun with another {', '.join(changed)}; repeat that "
+                "command to resume, or give another --out or --overwrite"
+            )
+        self.has_header = self.state["sizes"][0] > 0
+        self.rows = self.state["rows"]
+        self._save()
+        for file, size in zip(self.files, self.state["sizes"], strict=True):
+            with open(_part(file), "ab") as part:
+                if part.tell() < size:
+                    raise ValueError(f"{part.name} has lost rows; give another name or --overwrite")
+                part.truncate(size)
+
+    def _save(self):
+        new = _part(self.record)
+        _write(new, "wb", json.dumps(self.state).encode())
+        os.replace(new, self.record)
+
+    def _earlier_state(self):
+        "State that an earlier call of the command has left; None if there is none"
+        problem = "exists already and is not of this command; rename it, or give another name"
+        if not self.record.exists():
+            for part in map(_part, self.files):
+                if os.path.lexists(part):
+                    raise FileExistsError(f"{part} {problem}")
+            return None
+        try:
+            state = json.loads(self.record.read_bytes())
+            return {name: state[name] for name in ("asked", "rows", "sizes")}
+        except (ValueError, LookupError, TypeError) as error:
+            raise FileExistsError(f"{self.record} {problem}") from error
+
+# %% ../../nbs/api/cli/predict.ipynb #3430a3ae
+@patch
+def append(self: _Parts, table, features, rows):
+    "Append text and bytes to the files, and then note their sizes"
+    for file, content in zip(self.files, (table.encode(), features), strict=False):
+        _write(_part(file), "ab", content)
+    self.state["rows"] += rows
+    self.state["sizes"] = [_part(file).stat().st_size for file in self.files]
+    self._save()
 
 
-def _asked(options):
-    "What must be the same for a table to be continued, by the names that users know"
-    model = options.model
-    return {
-        "MODEL": hashlib.sha256(model.read_bytes()).hexdigest(),
-        "--recall": options.recall,
-        "--confidence": options.confidence,
-        "--rare": options.rare,
-        "--neighbours": options.neighbours,
-        "--embeddings": options.embeddings and str(options.embeddings.resolve()),
-        "--encoder": options.encoder,
-    }
+@patch
+def finish(self: _Parts):
+    "Give the files their names; return the table"
+    for file in self.files:
+        _check_free(file, self.overwrite)  # another program may have created it
+    for file in reversed(self.files):
+        os.replace(_part(file), file)
+    self.record.unlink()
+    return self.files[0].read_text("utf-8")
 
-# %% ../../nbs/api/cli/predict.ipynb #244e7a29
-def _check_free(file, overwrite):
-    "Raise FileExistsError for a file that must not be replaced"
-    if os.path.lexists(file) and (file.is_dir() or not overwrite):
-        way = "" if file.is_dir() else ", or --overwrite to replace it"
-        raise FileExistsError(f"{file} exists already; give another name{way}")
-
-
-def _check_outputs(options):
-    "Raise an error for files that cannot, or must not, be written"
-    files = [file for file in (options.out, options.embeddings) if file is not None]
-    if options.embeddings and not options.out:
-        raise ValueError("argument --embeddings: needs --out")
-    if len({file.resolve() for file in files}) < len(files):
-        raise ValueError(f"arguments --out and --embeddings: must differ, got {files[0]} twice")
-    for file in files:
-        _check_free(file, options.overwrite)
-        if not file.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {str(file.parent)!r} for {file.name}")
-    if options.overwrite and not options.out:
-        raise ValueError("argument --overwrite: needs --out")
-    if options.out is None and sys.stdout is None:
-        raise ValueError("standard output is closed; give --out FILE")
-    if options.rare is not None and options.recall is None:
-        raise ValueError("argument --rare: needs --recall")
-
-# %% ../../nbs/api/cli/predict.ipynb #5d341db2
-def _check_begun(options):
-    "Whether the parts of this very command are there; raises an error for those of another one, or of unknown origin"
-    parts = [_part(file) for file in (options.out, options.embeddings) if file is not None]
-    description = _description(options.out)
-    if not description.exists():
-        for part in parts:
-            if os.path.lexists(part):
-                raise FileExistsError(
-                    f"{part} exists already and is not of this command; rename it, or give another name"
-                )
-        return False
-    try:
-        begun = dict(json.loads(description.read_bytes())["asymcl-predict"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileExistsError(
-            f"{description} exists already and is not of this command; rename it, or give another name"
-        ) from error
-    other = [name for name, value in _asked(options).items() if begun.get(name) != value]
-    if other and not options.overwrite:
-        raise ValueError(
-            f"{parts[0]} was begun with another {', '.join(other)}; repeat that command to resume, or give another --out "
-            "or --overwrite"
-        )
-    return not options.overwrite
-
-# %% ../../nbs/api/cli/predict.ipynb #12ab1fe1
-def _rows_done(part, columns, names):
-    "Rows of whole chunks in a part; raises ValueError where they are of other files"
-    content = part.read_bytes() if part.exists() else b""
-    lines = content[: content.rfind(b"\n") + 1].decode()
-    rows = list(csv.reader(io.StringIO(lines, newline="")))[1:]
-    if rows and len(rows[-1]) != len(columns):
-        rows.pop()  # torn after a line break in a file's name
-    if len(rows) != len(names):
-        rows = rows[: len(rows) // CHUNK * CHUNK]
-    if [row[0] for row in rows] != names[: len(rows)]:
-        raise ValueError(
-            f"{part} holds rows of other files, or in another order; give the same files to resume, or another --out or --overwrite"
-        )
-    return rows
+# %% ../../nbs/api/cli/predict.ipynb #1763eead
+def _asked(options, names):
+    "Facts that a resumed call must share"
+    kept = ("recall", "confidence", "rare", "neighbours", "embeddings", "encoder")
+    digest = hashlib.sha256(options.model.read_bytes() + "\0".join(names).encode())
+    values = {name: str(getattr(options, name)) for name in kept}
+    return values | {"model or files": digest.hexdigest()}
 
 
 def _npy_header(rows, width):
-    "The first bytes of an .npy file of float32, the same number for every number of rows"
+    "First bytes of an .npy file of float32"
     content = io.BytesIO()
     shape = dict(descr="<f4", fortran_order=False, shape=(rows, width))
     np.lib.format.write_array_header_1_0(content, shape)
     return content.getvalue()
 
-# %% ../../nbs/api/cli/predict.ipynb #770f2338
-def _open_cut(part, start, size):
-    "A part opened for writing at its end, cut to `size` bytes, of which the first are `start`"
-    file = open(part, "r+b" if part.exists() else "w+b")
-    if size > len(start) and file.seek(0, os.SEEK_END) < size:
-        file.close()
-        raise ValueError(f"{part} lacks rows that the CSV has; give --overwrite or another name")
-    file.truncate(size)
-    file.seek(0)
-    file.write(start)
-    file.seek(0, os.SEEK_END)
-    return file
-
-
-def _append(file, content):
-    "Write content at a file's end, and bring it to the disk"
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _feature_rows(answers, width):
-    "Features of answers as bytes, NaN for a file with a problem"
-    missing = np.full(width, np.nan, dtype="<f4")
-    rows = [missing if a.problem else a.features.numpy().astype("<f4") for a in answers]
-    return np.stack(rows).tobytes()
-
-# %% ../../nbs/api/cli/predict.ipynb #1763eead
-@contextmanager
-def _alone(out):
-    "Only one process at a time writes the parts of a file"
-    lock = FileLock(out.with_name(out.name + ".part.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OSError(f"another process is writing {_part(out)}") from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def _growing(options, columns, names, width):
-    "Rows that are done, and a function that appends rows and their answers; at the end the files get their names"
-    from asymcl.core.files import write_atomic
-
-    files = [file for file in (options.out, options.embeddings) if file is not None]
-    with _alone(options.out):
-        if not _check_begun(options):
-            for file in files:
-                _part(file).unlink(missing_ok=True)
-            write_atomic(
-                _description(options.out), json.dumps({"asymcl-predict": _asked(options)}, indent=1)
-            )
-        done = _rows_done(_part(options.out), columns, names)
-        starts = [_table([columns]), _npy_header(len(names), width)]
-        sizes = [len(_table([columns, *done])), len(starts[1]) + len(done) * width * 4]
-        parts = [_open_cut(_part(f), *of) for f, *of in zip(files, starts, sizes, strict=False)]
-
-        def append(rows, answers):
-            if options.embeddings:
-                _append(parts[1], _feature_rows(answers, width))
-            _append(parts[0], _table(rows))
-
-        try:
-            yield done, append
-        finally:
-            for part in parts:
-                part.close()
-        for file in reversed(files):
-            _check_free(file, options.overwrite)  # somebody may have made it meanwhile
-            os.replace(_part(file), file)
-        _description(options.out).unlink()
-
-# %% ../../nbs/api/cli/predict.ipynb #822a0701
-@contextmanager
-def _to_stdout(columns):
-    "The same for standard output"
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding without é
-
-    def append(rows, _):
-        sys.stdout.write(_table(rows).decode())
-        sys.stdout.flush()
-
-    append([columns], [])
-    yield [], append
-
 # %% ../../nbs/api/cli/predict.ipynb #7ffafade
+CHUNK = 128  # number of files whose rows are written together
+
+
 def _show_progress(done, total):
-    "A bar that replaces itself, on a terminal"
-    if sys.stderr.isatty():
-        bar = "#" * (30 * done // max(1, total))
-        print(f"\r[{bar:<30}] {done} of {total} files", end="", file=sys.stderr, flush=True)
+    bar = "#" * (30 * done // total)
+    print(f"\r[{bar:<30}] {done} of {total} files", end="", file=sys.stderr, flush=True)
 
 
-def _write_rows(model, threshold, files, options, state):
-    "Write a row for each file; `state` takes the part, the number of its rows, and the files with a problem"
-    names = [_plain(str(file)) for file in files]
+def _write_table(options, table, model, threshold, files):
+    "Write the rows that are missing, chunk by chunk; return the text of all rows"
+    for note in _notes(model, threshold, options):
+        print(f"asymcl-predict: {note}", file=sys.stderr)
     columns = _columns(model, options.neighbours)
-    width = model.head.weight.shape[1]
-    table = _growing(options, columns, names, width) if options.out else _to_stdout(columns)
-    with table as (done, append):
-        for note in _notes(model, threshold, options):
-            print(f"{options.prog}: {note}", file=sys.stderr)
-        state.part = options.out and _part(options.out)
-        state.done = len(done)
-        state.problems += [(row[0], row[-1]) for row in done if row[-1]]
-        answers = model.predict_files(files[len(done) :], CHUNK)
-        while some := list(islice(answers, CHUNK)):
-            append([_row(a, model, threshold, options.neighbours) for a in some], some)
-            state.done += len(some)
-            state.problems += [(_plain(a.file), a.problem) for a in some if a.problem]
-            _show_progress(state.done, len(files))
+    missing = np.full(model.head.weight.shape[1], np.nan)
+    done = table.rows
+    on_terminal = sys.stderr.isatty()
+    if not table.has_header:
+        header = _table(columns, [{name: name for name in columns}])
+        table.append(header, _npy_header(len(files), len(missing)), 0)
+    try:
+        for answers in chunked(model.predict_files(files[done:], CHUNK), CHUNK):
+            rows = [_row(answer, model, threshold, options.neighbours) for answer in answers]
+            features = [missing if answer.problem else answer.features for answer in answers]
+            content = np.stack(features).astype("<f4").tobytes()
+            table.append(_table(columns, rows), content, len(rows))
+            done += len(rows)
+            if on_terminal:
+                _show_progress(done, len(files))
+    finally:
+        if on_terminal:
+            print(file=sys.stderr)
+    return table.finish()
 
 # %% ../../nbs/api/cli/predict.ipynb #9613d1b3
-def _predict(options, state):
-    "Write all that is asked for"
-    from asymcl.infer.model import image_paths, load_model
+@contextmanager
+def _locked(path):
+    "Hold a lock, and remove its file"
+    with FileLock(path, timeout=0):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
-    _check_outputs(options)
-    with _argument("--device"):
-        device = _device(options.device)
-    with _argument("--encoder"):
-        encoder = None if options.encoder is None else _encoder(options.encoder)
-    model = load_model(options.model, encoder).to(device)
+
+def _load(options):
+    "Model and threshold; raises an error for options that the model does not allow"
+    from asymcl.infer.model import load_model
+
+    check_device(options.device)
+    encoder = None if options.encoder is None else _encoder(options.encoder)
+    model = load_model(options.model, encoder).to(options.device)
     model.predict_files([])  # raises an error for a model that cannot be applied to files
     if options.neighbours:
-        with _argument("--neighbours"):
-            model.nearest(
-                model.head.weight.new_zeros(1, model.head.weight.shape[1]), options.neighbours
-            )
-    threshold = _threshold(model, options)
-    _write_rows(model, threshold, image_paths(options.paths), options, state)
+        model.nearest(model.head.weight[:1], options.neighbours)  # raises one for too many
+    return model, _threshold(model, options)
 
-# %% ../../nbs/api/cli/predict.ipynb #cacf3e4f
-def _run(parser, options):
-    "All that the command does; its exit code"
-    state = SimpleNamespace(done=0, problems=[], part=None)
 
-    def kept():
-        if not state.part:
-            return ""
-        return f"; the rows so far are in {state.part}, and the same command resumes"
+def _predict(options, kept):
+    "Write the table; return the number of files and the rows with a problem"
+    from asymcl.infer.model import image_paths
 
-    def end(code, message):
-        line = "\n" if state.done and sys.stderr.isatty() else ""  # after the bar
-        parser.exit(code, f"{line}{parser.prog}: {message}{kept()}\n")
-
-    try:
-        _predict(options, state)
-    except (KeyboardInterrupt, SystemExit) as e:
-        end(getattr(e, "code", 130), "stopped")
-    except BrokenPipeError:
-        parser.exit(2)  # the reader has gone, as `head` does
-    except (ValueError, TypeError, OSError, RuntimeError, OverflowError, MemoryError) as e:
-        end(2, f"error: {' '.join(str(e).splitlines())}")
-    if state.done and sys.stderr.isatty():
-        print(file=sys.stderr)
-    if state.problems:
-        print(
-            f"{parser.prog}: {len(state.problems)} of {state.done} files could not be read",
-            *(f"  {file}: {problem}" for file, problem in state.problems),
-            sep="\n",
-            file=sys.stderr,
-        )
-    return 1 if state.problems else 0
+    model, threshold = _load(options)
+    files = image_paths(options.paths)
+    if options.out is None:
+        text = _write_table(options, _Printed(), model, threshold, files)
+    else:
+        part = _part(options.out)
+        with _locked(Path(f"{part}.lock")):
+            parts = _Parts(options, _asked(options, [_plain(str(file)) for file in files]))
+            kept.append(f"the rows so far are in {part}, and the same command resumes")
+            text = _write_table(options, parts, model, threshold, files)
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return len(files), [row for row in rows if row["problem"]]
 
 # %% ../../nbs/api/cli/predict.ipynb #fa104378
 def predict_command(
@@ -531,14 +413,17 @@ def predict_command(
     "Entry point of `asymcl-predict`"
     parser = _parser()
     options = parser.parse_args(arguments)
-    options.prog = parser.prog
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
-    try:
-        from asymcl.core.signals import stoppable
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: stopped\n")
-    with stoppable():
-        return _run(parser, options)
+    with one_line_errors(parser) as kept:
+        _check_options(options)
+        n, problems = _predict(options, kept)
+        if problems:
+            print(
+                f"{parser.prog}: {len(problems)} of {n} files could not be read",
+                *(f"  {row['file']}: {row['problem']}" for row in problems),
+                sep="\n",
+                file=sys.stderr,
+            )
+    return 1 if problems else 0
 
 # %% ../../nbs/api/cli/predict.ipynb #9be1271b
 if __name__ == "__main__" and "__file__" in globals():
