@@ -322,8 +322,8 @@ def _show_plan(settings, grid, folder):
     table["minutes left"] = (table.pop("seconds") / 60).round(1)
     print(table.rename_axis(index=None, columns="method").to_string())
     print(
-        f"\n{jobs:.0f} jobs, {done:.0f} of them done, about {seconds / 60:.0f} minutes left for stage 1 "
-        "on this device, by one timed batch of each kind"
+        f"\n{jobs:.0f} jobs, {done:.0f} of them done, about {seconds / 60:.0f} minutes left for "
+        "stage 1 on this device, by one timed batch of each kind"
     )
 
 # %% ../../nbs/api/cli/compare.ipynb #0757ca15
