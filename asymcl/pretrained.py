@@ -12,7 +12,7 @@ __all__ = ['BUNDLED', 'weights_path', 'read_weights', 'LoadedWeights', 'load_wei
 import difflib
 import hashlib
 import json
-import pickle
+from pickle import UnpicklingError
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,7 +52,7 @@ def _read_file(path):
         pass
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise ValueError(
             f"{path}: not a safetensors file, and not a PyTorch file that holds only tensors; "
             "save the weights with torch.save(encoder.state_dict(), FILE)"
