@@ -228,7 +228,7 @@ def rank_for_recall(
         return min(n, math.floor((n + 1) * (1 - recall) + 1e-9))
     from scipy.stats import binom  # slow to import
 
-    return sum(binom.sf(range(n), n, 1 - recall) >= confidence)
+    return int((binom.sf(range(n), n, 1 - recall) >= confidence).sum())
 
 
 def images_for_recall(
