@@ -223,7 +223,7 @@ def _blocks(columns, pairs, anchors, size, factors, reference_only):
         own = order[positions[:, 0]]
     return order, own, _class_blocks(pairs[order], pairs[own, None], positions, size, factors)
 
-
+# %% ../nbs/api/fused.ipynb #139f609b
 def _walk(
     columns,
     upstream,
