@@ -298,8 +298,9 @@ class _Parts:
 @patch
 def append(self: _Parts, table, features, rows):
     "Append text and bytes to the files, and then note their sizes"
-    for file, content in zip(self.files, (table.encode(), features), strict=False):
-        _write(_part(file), "ab", content)
+    contents = dict(zip(self.files, (table.encode(), features), strict=False))
+    for file in reversed(self.files):  # features first, so that each row has some
+        _write(_part(file), "ab", contents[file])
     self.state["rows"] += rows
     self.state["sizes"] = [_part(file).stat().st_size for file in self.files]
     self._save()
