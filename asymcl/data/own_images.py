@@ -56,7 +56,8 @@ class BadImages(ValueError):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(
-            f"{count}; fix them, or skip these rows with on_error='skip':\n{_listing(problems)}"
+            f"{count}; fix them, or skip these rows with on_error='skip' (option --on-error skip):\n"
+            f"{_listing(problems)}"
         )
 
     def __reduce__(self):
