@@ -182,6 +182,8 @@ def test_fine_tune_and_lr_find(tmp_path):
     assert all(
         a.equal(b) for a, b in zip(weights, learn.contrastive.model.parameters(), strict=True)
     )
+    learn.contrastive.fine_tune(1, 1e-2, freeze_epochs=0)
+    assert len(learn.contrastive.recorder.values) == 1
     learn.contrastive.fine_tune(1, 1e-2)
     encoder, head = (h["lr"] for h in learn.contrastive.opt.hypers)
     assert head / encoder == pytest.approx(100)
@@ -746,6 +748,20 @@ def test_the_constructor_draws_nothing_from_views():
     drawn = torch.rand(()).item(), np.random.rand()
     make(make_views=two_copies)
     assert (torch.rand(()).item(), np.random.rand()) == drawn
+
+
+class OneImagePerClass(Callback):
+    def before_batch(self):
+        self.learn.yb = (torch.arange(len(self.y)),)
+
+
+@pytest.mark.parametrize("repeat_labels", [False, True])
+def test_two_views_of_one_image_are_a_positive_pair(repeat_labels):
+    loss = BCL(2, size=4) if repeat_labels else None
+    learn = make(loss, batch_size=2, repeat_labels=repeat_labels)
+    learn.contrastive.add_cb(OneImagePerClass())
+    learn.fit_contrastive(1)
+    assert "positives" not in learn.contrastive.watch_embeddings.warned
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,30 @@ def test_signals_leave_a_usable_state_and_say_so_in_one_line(figures, name, code
     ), figures["said"]
 
 
+DELETING = """
+import os, signal, sys
+from asymcl.train.checkpoint import fit_kept
+
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def fit(callbacks):
+    Deleted()
+    callbacks[0].before_batch()
+    print("the training went on")
+
+fit_kept(None, sys.argv[1], "training", fit)
+"""
+
+
+def test_a_signal_during_a_deletion_stops_the_training(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", DELETING, tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (143, "")
+    assert "stopped: 0 finished epochs of training are kept" in ended.stderr
+
+
 ORPHAN = """
 import os, signal, sys, time
 from asymcl.train.checkpoint import fit_kept

@@ -13,12 +13,18 @@ import threading
 from contextlib import contextmanager
 
 # %% ../../nbs/api/core/signals.ipynb #f865faf9
+_raised = []  # of the outermost `stoppable`
+
+
 @contextmanager
 def stoppable():
-    "Raise SystemExit(128 + number) at SIGTERM or SIGHUP; a signal with another handler keeps it"
+    """Raise SystemExit(128 + number) at SIGTERM or SIGHUP; a signal with another handler keeps it.
+
+    Yields the list of raised exceptions, which Python ignores while it deletes an object."""
 
     def stop(number, frame):
-        raise SystemExit(128 + number)
+        _raised.append(SystemExit(128 + number))
+        raise _raised[-1]
 
     changed = []
     if threading.current_thread() is threading.main_thread():  # no other may set a handler
@@ -28,7 +34,9 @@ def stoppable():
     for number in changed:
         signal.signal(number, stop)
     try:
-        yield
+        yield _raised
     finally:
+        if changed:
+            _raised.clear()
         for number in changed:
             signal.signal(number, signal.SIG_DFL)

@@ -134,7 +134,7 @@ def _settings_of(learn):
         epochs=learn.n_epoch,
         batches=len(learn.dls.train),
         batch_size=learn.dls.train.bs,
-        loss=described_function(learn.loss_func),
+        loss=described_function(learn.loss_func, trained=True),
         optimizer=described_function(learn.opt_func),
         schedule={
             k: [np.asarray(f(i / 8)).tolist() for i in range(9)] for k, f in schedules.items()
@@ -187,16 +187,19 @@ class KeepEpochs(Callback):
         resume=False,  # True: initial weights and random state are not compared
     ):
         self.file, self.settings, self.resume = Path(file), settings or {}, resume
+        self.signals = []  # exceptions of `stoppable`
 
     def before_fit(self):
         self.described = self.settings | _settings_of(self.learn)
         starts = vars(self.learn).setdefault("kept_starts", {})
-        self.start = starts.setdefault(str(self.file.absolute()), _start_of(self.learn))
+        key = str(self.file.absolute())
+        self.start = starts.get(key) or _start_of(self.learn)
         self.done = 0
         self.stopped = False
         state = load_state(self.file)
         if state:
             self._resume_from(state)
+        starts[key] = self.start
 
     def before_epoch(self):
         if self.epoch < self.done:
@@ -226,8 +229,16 @@ class KeepEpochs(Callback):
 
 # %% ../../nbs/api/train/checkpoint.ipynb #5a9c7e31
 @patch
+def before_batch(self: KeepEpochs):
+    if self.signals:
+        raise self.signals[0]
+
+
+@patch
 def _resume_from(self: KeepEpochs, state):
     folder = self.file.parent
+    if not isinstance(state, dict) or "described" not in state:
+        raise ValueError(f"keep {folder}: {self.file.name} holds no training; give another folder")
     check_same(state["described"], self.described, f"keep {folder} holds a training")
     if not self.resume:
         _check_start(state["start"], self.start, folder)
@@ -278,15 +289,17 @@ def fit_kept(
     Raises ValueError if the folder holds another training or a damaged state, OSError if it
     cannot be written, and BlockingIOError if another process is using it."""
     folder = Path(keep)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(
             f"keep {folder} is in use by another process; wait for it, or give another folder"
         ) from None
+    except OSError as error:
+        raise OSError(f"keep {folder} cannot be written ({error}); give another folder") from error
     callback = KeepEpochs(folder / f"{name}.pt", settings, resume)
-    with lock, stoppable():
+    with lock, stoppable() as callback.signals:
         for part in folder.glob(f".{name}.pt.*.part"):
             part.unlink()
         try:

@@ -8,11 +8,13 @@ Docs: https://asymcl.github.io/asymcl/api/train/describe.html.md"""
 __all__ = ['object_name', 'tensors_digest', 'described_function']
 
 # %% ../../nbs/api/train/describe.ipynb #c60339d1
+import dis
 import hashlib
 import re
 import sys
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from pathlib import Path
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 
 import numpy as np
 import torch
@@ -38,23 +40,44 @@ def tensors_digest(
 
 # %% ../../nbs/api/train/describe.ipynb #06610bd4
 def _is_own(value):
-    "Whether a function or class is the user's, and not from Python, a package or asymcl"
+    "Whether a function, class or module is the user's, and not from Python, a package or asymcl"
     module = getattr(value, "__module__", None) or "builtins"
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    if isinstance(value, ModuleType):
+        module = value.__name__
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    if {"site-packages", "dist-packages"} & {*file.parts}:
+        return False
     installed = {*sys.stdlib_module_names, "asymcl"} - {"__main__"}
-    return "-packages" not in file and module.partition(".")[0] not in installed
+    return module.partition(".")[0] not in installed
 
 
-def _names(code):
-    "Names that a function, and the functions in it, look up"
-    names = set(code.co_names)
+def _codes(code):
+    "Code of a function, and codes of the functions in it"
+    codes = [code]
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            names |= _names(inner)
-    return names
+            codes += _codes(inner)
+    return codes
+
+
+def _used(function):
+    "Values that a function closes over or looks up by name, also in the user's modules"
+    codes = _codes(function.__code__)
+    loads = [i for code in codes for i in dis.get_instructions(code)]
+    looked_up = {i.argval for i in loads if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    space = function.__globals__
+    cells = [cell for cell in function.__closure__ or () if cell != CellType()]  # not empty
+    used = [cell.cell_contents for cell in cells]
+    used += [space[name] for name in sorted(looked_up) if name in space]
+    names = sorted({name for code in codes for name in code.co_names})
+    for value in used:  # grows by the contents of modules
+        if isinstance(value, ModuleType) and _is_own(value):
+            inside = [vars(value)[name] for name in names if name in vars(value)]
+            used += [new for new in inside if not any(new is old for old in used)]
+    return used
 
 # %% ../../nbs/api/train/describe.ipynb #8faa15cd
-_OF_EVERY_MODULE = {*vars(nn.Module())} - {"_modules"}
+_OF_EVERY_MODULE = {*vars(nn.Module())} - {"_modules", "_parameters", "_buffers"}
 
 
 def _inside(value):
@@ -67,6 +90,12 @@ def _inside(value):
         return [value.func, value.args, value.keywords]
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
+    if isinstance(value, staticmethod | classmethod):
+        return [type(value), value.__func__]
+    if isinstance(value, property):
+        return [value.fget, value.fset]
+    if isinstance(value, ModuleType):
+        return [value.__name__]
     if isinstance(value, CodeType):
         return [value.co_code, value.co_names, value.co_consts]
     if isinstance(value, FunctionType | type):
@@ -87,11 +116,18 @@ def _own_parts(value):
             for c in value.__mro__
             if _is_own(c)
         ]
-    used = [value.__globals__[n] for n in sorted(_names(value.__code__)) if n in value.__globals__]
-    closed_over = [cell.cell_contents for cell in value.__closure__ or ()]
-    return [value.__code__, value.__defaults__, value.__kwdefaults__, closed_over, used]
+    return [value.__code__, value.__defaults__, value.__kwdefaults__, _used(value)]
 
 # %% ../../nbs/api/train/describe.ipynb #57863910
+def _by_id(values):
+    return {id(value): value for value in values}
+
+
+def _tensors(value):
+    "List the parameters and buffers of a PyTorch module; none of another value"
+    return [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else []
+
+
 def _parts(value, seen):
     "Yield the texts that describe a value; `seen` maps the ids of described values to them"
     if value is None or isinstance(value, str | bytes | bool | int | float | complex | np.generic):
@@ -100,6 +136,8 @@ def _parts(value, seen):
         yield "as before"
     else:
         seen[id(value)] = value
+        if isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters()):
+            seen.update(_by_id(_tensors(value)))
         if isinstance(value, torch.Tensor):
             yield f"{value.dtype} {tuple(value.shape)} {tensors_digest([value])}"
         elif isinstance(value, np.ndarray):
@@ -113,7 +151,10 @@ def _parts(value, seen):
 
 def described_function(
     value,  # function, partial, or callable object such as a loss
+    trained=False,  # True: parameters and buffers of `value`, if it is a PyTorch module, are left out
 ):  # str
     "Name and digest of a function: the same in every process, different after an edit"
-    digest = hashlib.sha256("\n".join(_parts(value, {})).encode(errors="surrogatepass"))
+    left_out = _by_id(_tensors(value)) if trained else {}
+    text = "\n".join(_parts(value, left_out))
+    digest = hashlib.sha256(text.encode(errors="surrogatepass"))
     return f"{object_name(value)} (code {digest.hexdigest()[:12]})"

@@ -122,6 +122,7 @@ def embedding_variance(
 class WatchEmbeddings(Callback):
     "Warn, once each, if embeddings are all the same, and if no batch has a positive pair"
 
+    order = 2  # after RandomViews, which arranges views and labels
     least = 1e-4  # variance below which embeddings count as collapsed
 
     def before_fit(self):

@@ -349,6 +349,16 @@ class StageLearner(Learner):
             lr_max = float(lr_max)  # fastai takes no np.float32
         return super().fit_one_cycle(n_epoch, lr_max, *args, **kwargs)
 
+    def fine_tune(
+        self, epochs, base_lr=2e-3, freeze_epochs=1, lr_mult=100, pct_start=0.3, div=5.0, **kwargs
+    ):
+        self.freeze()
+        if freeze_epochs != 0:
+            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
+        self.unfreeze()
+        rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
+        self.fit_one_cycle(epochs, rates, pct_start=pct_start, div=div, **kwargs)
+
     def predict(self, *args, **kwargs):
         self._check_classifies("predict")
         if isinstance(self.dls.valid, TensorLoader):
