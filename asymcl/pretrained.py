@@ -12,7 +12,6 @@ __all__ = ['BUNDLED', 'weights_path', 'read_weights', 'LoadedWeights', 'load_wei
 import difflib
 import hashlib
 import json
-from pickle import UnpicklingError
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,7 +51,7 @@ def _read_file(path):
         pass
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except Exception as error:  # whatever a damaged file may cause
         raise ValueError(
             f"{path}: not a safetensors file, and not a PyTorch file that holds only tensors; "
             "save the weights with torch.save(encoder.state_dict(), FILE)"
@@ -281,6 +280,8 @@ def timm_encoder(
     try:
         encoder = timm.create_model(name, num_classes=0, in_chans=channels, **options)
     except (RuntimeError, KeyError) as error:
+        if weights is None:
+            raise
         raise ValueError(f"{path}: these are not weights of {name}: {error}") from error
     config = timm.data.resolve_model_data_config(encoder)
     encoder.pixel_stats = tuple(_for_channels(config[part], channels) for part in ("mean", "std"))

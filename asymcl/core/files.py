@@ -28,7 +28,7 @@ def write_atomic(
     path,  # path of the file, in an existing folder
     content,  # str or bytes
 ):
-    "Write a file in one step. If that fails, an existing file stays as it was."
+    "Write a file in one step. An existing file stays as it was if that fails or is interrupted."
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")

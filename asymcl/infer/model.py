@@ -326,17 +326,22 @@ def _build_encoder(made_by):
     return build_encoder(made_by)
 
 
-def _encoder_description(encoder):
-    "Description of an encoder; None for a custom one"
+def _encoder_description(encoder, image_shape):
+    "Description of an encoder; None for a custom one, or one that was changed after it was made"
     made_by = getattr(encoder, "made_by", None)
     if made_by is None:
         return None
+    encoder = deepcopy(encoder).cpu().float()
+    images = 10 * torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
             again = _build_encoder(made_by)
-    except ValueError:
+        again.load_state_dict(encoder.state_dict())
+        features = [encode(module, images) for module in (encoder, again)]
+        same = torch.allclose(*features, rtol=1e-3, atol=1e-5, equal_nan=True)
+    except (ValueError, TypeError, AttributeError, RuntimeError):
         return None
-    return made_by if repr(again) == repr(encoder) else None
+    return made_by if same else None
 
 
 def _description(model):
@@ -347,7 +352,7 @@ def _description(model):
         fit=model.fit,
         temperature=model.temperature,
         about=model.about,
-        encoder=_encoder_description(model.encoder),
+        encoder=_encoder_description(model.encoder, model.image_shape),
         head_scale=getattr(model.head, "scale", None),
         gallery_names=model.gallery and model.gallery.names,
     )
@@ -550,7 +555,11 @@ def predict_files(
     chunk=128,  # number of files whose pixels are in memory at a time, >= 1
     workers=None,  # number of decoding processes; None: one for each core if it pays; 0: none
 ) -> Iterator[Answer]:  # one for each file, in the same order
-    "Predict image files. Raises ValueError for a model that cannot be applied to files."
+    """Predict image files.
+
+    Raises ValueError for a model that cannot be applied to files, and for chunk < 1."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be >= 1, got {chunk}")
     height, width = self.image_shape[1:]
     if height != width:
         raise ValueError(f"files need a model of square images, got {height} x {width} pixels")
@@ -627,8 +636,11 @@ def nearest(
     known = F.normalize(self.gallery.features.float(), dim=1)
     if not 1 <= k <= len(known):
         raise ValueError(f"neighbours must be in 1..{len(known)}, got {k}")
-    cosines, indices = (F.normalize(features.float(), dim=1) @ known.T).topk(k)
-    return indices, cosines
+    found = [
+        (F.normalize(some.float(), dim=1) @ known.T).topk(k)
+        for some in features.split(1024)  # to limit the memory
+    ]
+    return torch.cat([near.indices for near in found]), torch.cat([near.values for near in found])
 
 # %% ../../nbs/api/infer/model.ipynb #feb073db
 class _Probabilities(nn.Module):

@@ -651,7 +651,7 @@ class TwoStageLearner(_Shared):
             cbs=[*views, *self.guards, *precision_callbacks(precision), *L(cbs)],
         )
         self.classifier_loss = classifier_loss
-        self._encoder_sums = self._temperature = None
+        self._encoder_digest = self._temperature = None
         self._completed_calls = {}
 
 # %% ../../nbs/api/train/two_stage.ipynb #6365f310
@@ -754,14 +754,13 @@ def _learner_of(self: TwoStageLearner, head):
         cbs=[StopNonFinite(g.folder) for g in self.guards if isinstance(g, StopNonFinite)],
     )
     self._loaded = None
-    self._encoder_sums = _sums(self.encoder)
+    self._encoder_digest = _digest(self.encoder)
     return self._classifier
 
 # %% ../../nbs/api/train/two_stage.ipynb #d6fd4d35
-def _sums(module):
-    "Sum of every parameter and buffer of a module, in float64 on the CPU"
-    tensors = module.state_dict().values()
-    return [t.detach().cpu().sum(dtype=torch.float64).item() for t in tensors]
+def _digest(module):
+    "Digest of every parameter and buffer of a module"
+    return tensors_digest(module.state_dict().values())
 
 # %% ../../nbs/api/train/two_stage.ipynb #5e9f7fd9
 @patch
@@ -772,7 +771,7 @@ def _check_trained(self: TwoStageLearner):
             "there is no classification head yet; call fit_classifier(), "
             "or new_classifier() for an untrained one"
         )
-    if _sums(self.encoder) != self._encoder_sums:
+    if _digest(self.encoder) != self._encoder_digest:
         raise RuntimeError(
             "the encoder has changed since the classification head was trained; "
             "call fit_classifier() to train a new one"
@@ -800,13 +799,13 @@ def fit_classifier(
     A further call trains it further, or a new head if the encoder has changed."""
     check_schedule(epochs, lr)
     no_head = self._classifier is None and self._loaded is None
-    if no_head or _sums(self.encoder) != self._encoder_sums:
+    if no_head or _digest(self.encoder) != self._encoder_digest:
         self.new_classifier()
 
     def settings():
         return dict(
             classifier_loss=described_function(self.classifier_loss),
-            encoder=tensors_digest(self.encoder.state_dict().values()),
+            encoder=_digest(self.encoder),
         )
 
     self._train(self.classifier, "stage_2", settings, epochs, lr, keep, resume, **kwargs)
@@ -836,7 +835,7 @@ def _fitted_temperature(self: TwoStageLearner):
     if self._loaded is not None:
         return self._loaded.temperature
     head = self._classifier.model
-    mark = id(head), _sums(head)
+    mark = id(head), _digest(head)
     if self._temperature is None or self._temperature[0] != mark:
         self._temperature = mark, fit_temperature(*self._valid_logits())
     return self._temperature[1]
@@ -968,7 +967,10 @@ def _gallery(self: TwoStageLearner):
 @patch
 def _check_images(self: TwoStageLearner, model):
     "Raise ValueError if a saved model was trained on images of another form than this learner's"
-    for name, ours in self._image_settings().items():
+    settings = self._image_settings()
+    if getattr(self.dls, "image_data", None) is None:
+        del settings["fit"]  # unknown
+    for name, ours in settings.items():
         saved = getattr(model, name)
         if isinstance(ours, torch.Tensor) and isinstance(saved, torch.Tensor):
             same = torch.allclose(saved, ours.cpu(), atol=1e-5)
@@ -1013,7 +1015,7 @@ def load(
     self.encoder.load_state_dict(loaded.encoder.state_dict())
     self._classifier, self._loaded = None, replace(loaded, encoder=self.encoder)
     self._counts = torch.tensor(loaded.about["train_counts"])
-    self._encoder_sums = _sums(self.encoder)
+    self._encoder_digest = _digest(self.encoder)
 
 # %% ../../nbs/api/train/two_stage.ipynb #e8d7042b
 @patch
