@@ -95,6 +95,9 @@ class ImageData:
 def _check_splits(self: ImageData):
     "Raise ValueError for an image twice or a group in two splits"
     used = torch.cat(list(self.splits.values()))
+    n = len(self.images)
+    if len(used) and not 0 <= used.min() <= used.max() < n:
+        raise ValueError(f"splits must be indices in 0..{n - 1}, got {used.min()} to {used.max()}")
     if len(used.unique()) < len(used):
         raise ValueError("splits must be disjoint, got an image twice")
     groups = {split: set(self.groups[i].tolist()) for split, i in self.splits.items()}

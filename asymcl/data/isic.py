@@ -144,6 +144,10 @@ def isic2018(
     others = [[label] for label in set(LESION_CLASSES) - set(classes)]
     table = table[[label not in others for label in table.label]]
     name = "synthetic_lesions" if (folder / NOTICE).is_file() else "isic2018"
+    if "group_column" in kwargs:
+        raise TypeError(
+            "group_column is not an argument here: photographs of a lesion share a split"
+        )
     kwargs = dict(name=name, source=str(source), group_column="lesion") | kwargs
     kwargs["split_column"] = None if splits == "drawn" else "split"
     return from_dataframe(table, root=folder, classes=classes, **kwargs)

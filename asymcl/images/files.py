@@ -359,13 +359,16 @@ def _map(path, files, options):
     return found
 
 # %% ../../nbs/api/images/files.ipynb #90ec5f6f
+_NAME = "[0-9a-f]" * 32  # pattern of the names in the cache folder
+
+
 def _make_room(folder, needed, limit):
     "Remove partial files, and the least recently used files for `needed` more bytes."
     if needed > limit:
         raise ValueError(f"cache_limit must be >= {needed} bytes for these images, got {limit}")
-    for part in folder.glob("*.part"):
+    for part in folder.glob(f"{_NAME}.part"):
         part.unlink()
-    state = {path: path.stat() for path in folder.glob("*.npy")}
+    state = {path: path.stat() for path in folder.glob(f"{_NAME}.npy")}
     total = needed + sum(found.st_size for found in state.values())
     for path in sorted(state, key=lambda path: state[path].st_mtime_ns):
         if total > limit:
@@ -396,7 +399,8 @@ def _load_cached(folder, files, options, limit, workers):
             return found
         _make_room(folder, len(files) * options["channels"] * options["size"] ** 2, limit)
         _write(path, files, options, workers)
-        return _map(path, files, options)
+        found = _map(path, files, options)
+    return found or _load_uncached(files, options, workers)
 
 # %% ../../nbs/api/images/files.ipynb #82c0ee46
 def _load_uncached(files, options, workers):
