@@ -16,15 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import get_model
 
-from .core.checks import check_positive
+from .core.checks import check_channels, check_positive
 
 # %% ../nbs/api/models.ipynb #20cc75fe
-def _check_channels(channels):
-    "Raise ValueError unless `channels` is 1 or 3"
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-
-
 def _block(width_in, width_out, stride):
     "3x3 convolution, batch normalisation, ReLU"
     convolution = nn.Conv2d(width_in, width_out, 3, stride, padding=1, bias=False)
@@ -35,7 +29,7 @@ def small_encoder(
     channels=1,  # number of channels of the images: 1 (grey) or 3 (colour)
 ):  # nn.Module: images (n, channels, height, width), about 28 x 28, to features (n, 256)
     "Make an encoder that trains on a CPU: four convolutions and a global mean"
-    _check_channels(channels)
+    check_channels(channels)
     encoder = nn.Sequential(
         _block(channels, 32, stride=2),
         _block(32, 64, stride=2),
@@ -57,7 +51,7 @@ def resnet_encoder(
 
     Raises ValueError for another depth, channels or weights, ConnectionError if the download
     fails."""
-    _check_channels(channels)
+    check_channels(channels)
     if depth not in (18, 50):
         raise ValueError(f"depth must be 18 or 50, got {depth}")
     if weights not in (None, "imagenet"):

@@ -11,6 +11,7 @@ __all__ = ['BUNDLED', 'weights_path', 'read_weights', 'LoadedWeights', 'load_wei
 # %% ../nbs/api/pretrained.ipynb #e3fdbda3
 import difflib
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +23,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
+from .core.checks import check_channels
 from .core.files import write_atomic
 
 # %% ../nbs/api/pretrained.ipynb #b7ec0910
@@ -50,7 +52,7 @@ def _read_file(path):
     except SafetensorError:
         pass
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file may cause
         raise ValueError(
             f"{path}: not a safetensors file, and not a PyTorch file that holds only tensors; "
@@ -206,13 +208,11 @@ def _check_name(timm, name):
         raise ValueError(f"timm has no weights {name!r}; it has {', '.join(tags) or 'none'}")
 
 # %% ../nbs/api/pretrained.ipynb #c1a56595
-def _size_options(timm, name, image_size):
+def _size_options(timm, name, model, image_size):
     "Arguments of create_model for an image size; ValueError for one that the model cannot take"
     config = timm.get_pretrained_cfg(name)
     if image_size is None or not config.fixed_input_size:
         return {}
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=0)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if patch and image_size % patch[0]:
         below = max(patch[0], image_size // patch[0] * patch[0])
@@ -246,12 +246,10 @@ def _download(timm, name):
     return path
 
 # %% ../nbs/api/pretrained.ipynb #98eb6a47
-def _overlay(timm, name, path):
+def _overlay(timm, name, model, path):
     "Entries of a timm configuration that make it load a file strictly, without its classifier"
     weights = read_weights(path)
-    with torch.device("meta"):
-        names = timm.create_model(name, num_classes=0).state_dict()
-    prefix = _prefix_of(weights, names)
+    prefix = _prefix_of(weights, model.state_dict())
     classifier = timm.get_pretrained_cfg(name).classifier
     classifier = (classifier,) if isinstance(classifier, str) else classifier or ()
     heads = tuple(f"{layer}.{part}" for layer in classifier for part in ("weight", "bias"))
@@ -271,12 +269,13 @@ def timm_encoder(
     take or weights that do not fit, and ConnectionError if the download fails."""
     timm = _timm()
     _check_name(timm, name)
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-    options = _size_options(timm, name, image_size)
+    check_channels(channels)
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)  # for its names and its patch size
+    options = _size_options(timm, name, model, image_size)
     if weights is not None:
         path = _download(timm, name) if weights == "pretrained" else weights
-        options |= dict(pretrained=True, pretrained_cfg_overlay=_overlay(timm, name, path))
+        options |= dict(pretrained=True, pretrained_cfg_overlay=_overlay(timm, name, model, path))
     try:
         encoder = timm.create_model(name, num_classes=0, in_chans=channels, **options)
     except (RuntimeError, KeyError) as error:
