@@ -9,11 +9,13 @@ __all__ = ['compare_command', 'tune_command']
 
 # %% ../../nbs/api/cli/compare.ipynb #808b3baa
 import json
+import math
 import os
 import signal
 import sys
 import textwrap
 import time
+from argparse import ArgumentTypeError
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ from asymcl.core.settings import (
     DataSettings,
     Reading,
     Settings,
+    check_values,
     expand,
     resolved,
 )
@@ -51,11 +54,14 @@ def seeds(text):
 def shares(text):
     "'98:2' to (0.98, 0.02)"
     parts = [float(part) for part in text.split(":")]
-    total = sum(parts) or 1
-    return tuple(part / total for part in parts)
+    if len(parts) < 2 or not all(0 < part < math.inf for part in parts):
+        raise ArgumentTypeError(f"must be two numbers > 0 or more, as 98:2, got {text!r}")
+    return tuple(part / sum(parts) for part in parts)
 
 
 def gigabytes(text):
+    if not 0 <= float(text) < math.inf:
+        raise ArgumentTypeError(f"must be finite and >= 0, got {text!r}")
     return float(text) * 2**30
 
 
@@ -210,7 +216,11 @@ def _folder(
     if Path(name).name != name or name in ("", ".."):
         problem = f"must be the name of one folder, without slashes, got {name!r}"
         raise ArgumentError("name", problem)
+    if any(path.exists() and not path.is_dir() for path in (options.out, *options.out.parents)):
+        raise ArgumentError("out", f"must be a folder, got {str(options.out)!r}")
     folder = options.out / name
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError("name", f"must be the name of a folder, and {folder} is a file")
     empty = not folder.exists() or not any(folder.iterdir())
     if not empty and not (folder / mark).exists():
         problem = f"must be new or have results of this command, and {folder} has no {mark}"
@@ -252,16 +262,25 @@ def _check_comparison(folder, settings, grid):
         )
 
 # %% ../../nbs/api/cli/compare.ipynb #69d10e62
+def _comparison(settings, grid, folder):
+    "Comparison, checked, and with the images of images.png, which all processes load together"
+    from asymcl.compare.experiment import Comparison
+
+    comparison = Comparison(settings, grid, folder / "records")
+    comparison.check()
+    if not (folder / "images.png").is_file():
+        comparison.load(comparison.jobs[0])
+    return comparison
+
+# %% ../../nbs/api/cli/compare.ipynb #69d10e63
 def _run(settings, grid, folder, kept):
     "Run the comparison with a progress bar, and write its results"
-    from fastai.torch_core import num_distrib
     from fastprogress.fastprogress import progress_bar
 
-    from asymcl.compare import experiment, report
+    from asymcl.compare import report
     from asymcl.core.files import write_atomic
 
-    comparison = experiment.Comparison(settings, grid, folder / "records")
-    comparison.check()
+    comparison = _comparison(settings, grid, folder)
     jobs = comparison.jobs
     abouts = [comparison.about(job) for job in jobs if job.seeds == jobs[0].seeds]
     print(*report.advice(settings, abouts), sep="\n")
@@ -286,18 +305,29 @@ def _run(settings, grid, folder, kept):
             epochs = max(epochs, len(runs) // len(settings.heads) * settings.epochs)
             write_atomic(folder / "comparison.json", json.dumps(_described(settings, grid)))
             report.write_records(folder, settings, runs)
-    finally:
-        if num_distrib() > 1:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which torchrun ends all processes
-        with suppress(OSError):  # the terminal was closed
-            print()  # after the progress bar
-        if runs:
-            kept.append(f"the finished runs are in {folder}")
-            _finish(folder, settings, runs)
+    except BaseException:
+        with suppress(Exception):  # the error that ended the runs is reported
+            _finish_all(folder, settings, runs, kept)
+        raise
+    _finish_all(folder, settings, runs, kept)
+    _check_finished(runs)
+
+# %% ../../nbs/api/cli/compare.ipynb #69d10e65
+def _finish_all(folder, settings, runs, kept):
+    "Leave the progress bar, and report the runs so far"
+    from fastai.torch_core import num_distrib
+
+    if num_distrib() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which torchrun ends all processes
+    with suppress(OSError):  # the terminal was closed
+        print()  # after the progress bar
+    if runs:
+        kept.append(f"the finished runs are in {folder}")
+        _finish(folder, settings, runs)
 
 # %% ../../nbs/api/cli/compare.ipynb #3a7d9af3
 def _finish(folder, settings, runs):
-    "Write the report and print the table; raise ArgumentError if every run diverged"
+    "Write the report and print the table"
     from asymcl.compare import report
 
     report.write_report(folder, settings, runs)
@@ -307,6 +337,10 @@ def _finish(folder, settings, runs):
         if run.problem:
             print(f"diverged: {run.method}, seed {run.seed}")
     print(f"report: {folder / 'report.html'}")
+
+
+def _check_finished(runs):
+    "Raise ArgumentError if every run diverged"
     if all(run.problem for run in runs):
         raise ArgumentError("lr", "must be lower: every run diverged")
 
@@ -340,12 +374,11 @@ def _run_in_all_processes(settings, grid, folder, kept):
     "Run the comparison; only the first process prints and writes"
     from fastai.torch_core import rank_distrib
 
-    from asymcl.compare.experiment import compare
     from asymcl.distributed import join_ranks, leave_ranks
 
     join_ranks()
     if rank_distrib():
-        for _ in compare(settings, None, grid, folder / "records"):
+        for _ in _comparison(settings, grid, folder).run_jobs():
             pass
     else:
         _run(settings, grid, folder, kept)
@@ -401,6 +434,10 @@ def _check_search(options, settings, grid):
         raise ArgumentError(name, "must have one value, with which the search begins")
     if options.trials < 1:
         raise ArgumentError("trials", f"must be >= 1, got {options.trials}")
+    try:
+        check_values(replace(settings, seeds=options.search_seeds))
+    except ArgumentError as error:
+        raise ArgumentError("search_seeds", error.problem) from error
     both = set(settings.seeds) & set(options.search_seeds)
     if both:
         raise ArgumentError("search_seeds", f"must not be seeds of --seeds, got {sorted(both)}")
@@ -437,6 +474,7 @@ def _tune(options, settings, folder, kept):
     report.write_records(folder, settings, runs)
     report.write_examples(folder, load_data(settings, settings.seeds[0]))
     _finish(folder, settings, runs)
+    _check_finished(runs)
 
 # %% ../../nbs/api/cli/compare.ipynb #2935d81f
 def tune_command(

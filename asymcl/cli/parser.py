@@ -89,5 +89,9 @@ def one_line_errors(
             parser.error(f"{option} {error.problem}")
         except (KeyboardInterrupt, SystemExit) as error:
             leave(getattr(error, "code", 130), "stopped")
+        except BrokenPipeError:  # the reader, such as head, has enough
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)  # as after SIGPIPE
         except _EXPECTED as error:
             leave(2, f"error: {_text_of(error)}")

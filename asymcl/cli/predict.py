@@ -119,8 +119,11 @@ def _check_options(options):
         raise ArgumentError("neighbours", f"must be >= 0, got {options.neighbours}")
     if options.rare is not None and options.recall is None:
         raise ArgumentError("rare", "needs --recall")
-    if options.embeddings and not options.out:
-        raise ArgumentError("embeddings", "needs --out")
+    for name in ("embeddings", "overwrite"):
+        if getattr(options, name) and not options.out:
+            raise ArgumentError(name, "needs --out")
+    if sys.stdout is None and not options.out:
+        raise ArgumentError("out", "is needed: standard output is closed")
     files = _outputs(options)
     if len({file.resolve() for file in files}) < len(files):
         raise ArgumentError("embeddings", f"must not be the file of --out, got {files[0]} twice")
@@ -160,6 +163,8 @@ def _threshold(model, options):
         if counts is None:
             raise ArgumentError("rare", "is needed, since the model has no counts of its classes")
         rare = model.classes[rarest_class(counts)]
+    if rare not in model.classes:
+        raise ArgumentError("rare", f"must be one of {', '.join(model.classes)}, got {rare!r}")
     return model.threshold(rare, options.recall, options.confidence)
 
 
@@ -290,8 +295,13 @@ class _Parts:
             return None
         try:
             state = json.loads(self.record.read_bytes())
-            return {name: state[name] for name in ("asked", "rows", "sizes")}
-        except (ValueError, LookupError, TypeError) as error:
+            asked = dict(state["asked"])
+            rows = int(state["rows"])
+            sizes = [int(size) for size in state["sizes"]]
+            if not sizes:
+                raise ValueError("it has no sizes")
+            return dict(asked=asked, rows=rows, sizes=sizes)
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
             raise FileExistsError(f"{self.record} {problem}") from error
 
 # %% ../../nbs/api/cli/predict.ipynb #3430a3ae

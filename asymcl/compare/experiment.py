@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .data import data_settings, describe_data, load_data, source_state
-from .records import Run, job_key, read_record, write_record
+from .records import Run, images_path, job_key, read_record, write_record
 from .runs import batch_seconds, batch_size_of, run_method
 from ..core.checks import ArgumentError
 from ..core.settings import LOSS_FIELDS, Settings, expand, resolved
@@ -112,7 +112,7 @@ class Comparison:
         "Load the data of a job. Raises ValueError if the images have changed."
         key = data_settings(job), job.seeds[0]
         data, about = self._load(*key)
-        self._check_images(key, about)
+        self._check_images(job, about)
         self._loaded.add(key)
         return data, about
 
@@ -124,13 +124,16 @@ class Comparison:
         runs = self.recorded(job)
         return runs[0].data if runs else self.load(job)[1]
 
-    def _check_images(self, key, about):
+    def _check_images(self, job, about):
         "Raise ValueError for images that differ from those of another job."
         fingerprint = about["fingerprint"]
-        if self._fingerprints.setdefault(key, fingerprint) != fingerprint:
-            settings, seed = key
+        seed = job.seeds[0]
+        known = [self._fingerprints.setdefault((data_settings(job), seed), fingerprint)]
+        if self.folder is not None and images_path(self.folder, job).exists():
+            known.append(images_path(self.folder, job).read_text())
+        if any(other != fingerprint for other in known):
             raise ValueError(
-                f"the images of seed {seed} in {settings.source} have changed since the runs "
+                f"the images of seed {seed} in {job.source} have changed since the runs "
                 f"recorded in {self.folder}: restore them, or use another folder"
             )
 
@@ -155,7 +158,7 @@ def recorded(
     _, runs = read_record(self.record_path(job))
     about = runs[0].data
     key = data_settings(job), job.seeds[0]
-    self._check_images(key, about)
+    self._check_images(job, about)
     state = self._state(key[0])
     if key not in self._loaded and (state is None or state != about["state"]):
         self.load(job)
@@ -277,6 +280,9 @@ def _finish(self: Comparison, job, on_epoch):
         return self.recorded(job) if found[0] else self._train(job, on_epoch)
     if self.folder is None:
         return self._train(job, on_epoch)
+    runs = self.recorded(job)  # without a lock, which needs a writable folder
+    if runs:
+        return runs
     lock = FileLock(self.record_path(job).with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)

@@ -277,9 +277,10 @@ def _evaluate(head, features, data, learn, facts):
 
 # %% ../../nbs/api/compare/runs.ipynb #81326550
 class _TimeBatches(Callback):
-    "Stop the training after three batches, and keep the seconds of the last one"
+    "Stop the training after three training batches, and keep the seconds of the last one"
 
     order = -100  # before the views are made
+    run_valid = False  # validation batches have no views and no backward pass
     batches = 0
 
     def before_batch(self):

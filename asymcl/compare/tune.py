@@ -128,12 +128,18 @@ def _score(trial, method, settings, folder, load):
     return float(np.mean([run.valid_metrics["unweighted_accuracy"] for run in first_heads]))
 
 # %% ../../nbs/api/compare/tune.ipynb #6c9ac1d7
-def _study(folder, method, seed):
-    "Open the study of a method in the folder's journal, or create it."
+def _optuna():
+    "Import Optuna. Raises RuntimeError if it is not installed."
     try:
         import optuna
     except ImportError as error:
         raise RuntimeError("Optuna is needed for tuning: python -m pip install optuna") from error
+    return optuna
+
+
+def _study(folder, method, seed):
+    "Open the study of a method in the folder's journal, or create it."
+    optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # no tracebacks of stopped trials
     path = Path(folder) / "study.log"
     backend = optuna.storages.journal.JournalFileBackend(str(path))
@@ -182,6 +188,7 @@ def search(
     if trials < 1:
         raise ArgumentError("trials", f"must be at least 1, got {trials}")
     check_settings(replace(settings, methods=(method,)))
+    _optuna()  # before the folder, which would not be accepted without a study
     records = Path(folder) / "records"
     records.mkdir(parents=True, exist_ok=True)
     study = _study(folder, method, settings.seeds[0])

@@ -13,6 +13,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from itertools import product
+from numbers import Real
 
 from .checks import ArgumentError, check_positive
 
@@ -178,7 +179,8 @@ def _check_value(name, value):
     if name in POSITIVE:
         check_positive(name, value)
     least, most = RANGES.get(name, (-math.inf, math.inf))
-    if name in RANGES and not (least <= value <= most and value < math.inf):
+    number = isinstance(value, Real) and least <= value <= most and value < math.inf
+    if name in RANGES and not number:
         allowed = f"finite and >= {least}" if most == math.inf else f"in {least}..{most}"
         raise ArgumentError(name, f"must be {allowed}, got {value!r}")
 
@@ -220,12 +222,17 @@ def check_values(
     settings,  # Settings or DataSettings
 ):
     "Raise ArgumentError for settings that no run can use, whatever the images and the device"
+    if not isinstance(settings.reading, Reading):
+        raise ArgumentError("reading", f"must be a Reading, got {settings.reading!r}")
+    defaults = vars(Settings()) | vars(Reading())
     for name, value in (vars(settings) | vars(settings.reading)).items():
+        if value is None and defaults[name] is not None:
+            raise ArgumentError(name, "must not be None")
         values = value if name in LISTS else (value,)
         if name in LISTS and len(set(values)) < max(1, len(values)):
             raise ArgumentError(name, f"must be at least one value, each once, got {values}")
         for one in values:
-            if one is not None:
+            if one is not None or name in LISTS:
                 _check_value(name, one)
     _check_combination(settings)
     if settings.reading.group_pattern is not None:

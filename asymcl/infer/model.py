@@ -29,6 +29,7 @@ from safetensors import torch as safetensors
 from torch import nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..core.checks import ArgumentError
 from ..core.files import read_regular, write_atomic
 from ..images.files import ImageFile, decode_files
 from ..models import NormalizedLinear, build_encoder, encode, projection_head
@@ -261,9 +262,10 @@ def threshold_for_recall(
     rank = rank_for_recall(len(of_class), recall, confidence)
     if not rank:
         how = "on average" if confidence is None else f"with confidence {confidence:g}"
-        raise ValueError(
-            f"recall {recall:g} {how} needs at least {images_for_recall(recall, confidence)} "
-            f"validation images of the class, got {len(of_class)}"
+        raise ArgumentError(
+            "recall",
+            f"{recall:g} {how} needs at least {images_for_recall(recall, confidence)} "
+            f"validation images of the class, got {len(of_class)}",
         )
     return of_class[rank - 1].item() * (1 - 1e-4)
 
@@ -303,7 +305,9 @@ def threshold(
     if name not in self.classes:
         raise ValueError(f"class must be one of {', '.join(self.classes)}, got {name!r}")
     if self.valid_logits is None:
-        raise ValueError("recall needs validation images, and this model was saved without them")
+        raise ArgumentError(
+            "recall", "needs validation images, and this model was saved without them"
+        )
     label = self.classes.index(name)
     p = (self.valid_logits / self.temperature).softmax(1)
     positive = self.valid_labels == label

@@ -36,6 +36,7 @@ from fastcore.foundation import L
 from torch import nn
 
 # %% ../../nbs/api/train/two_stage.ipynb #3be4b5c4
+from ..core.checks import ArgumentError
 from ..core.files import versions
 from ..data.datasets import SharedLoader, TensorLoader
 from ..distributed import DistributedLoss, gather_rows, join_ranks, world_size
@@ -104,12 +105,12 @@ class MixableLabels(Callback):
 
 # %% ../../nbs/api/train/two_stage.ipynb #54dafb05
 def _check_precision(precision, device):
-    "Raise ValueError for a precision that does not exist or that `device` cannot train in"
+    "Raise ArgumentError for a precision that does not exist or that `device` cannot train in"
     if precision not in ("fp32", "bf16", "fp16"):
-        raise ValueError(f"precision must be fp32, bf16 or fp16, got {precision!r}")
+        raise ArgumentError("precision", f"must be fp32, bf16 or fp16, got {precision!r}")
     if precision == "fp16" and device != "cuda":
-        raise ValueError(
-            f"precision 'fp16' needs a CUDA device, got {device}; use 'bf16' or 'fp32'"
+        raise ArgumentError(
+            "precision", f"'fp16' needs a CUDA device, got {device}; use 'bf16' or 'fp32'"
         )
 
 # %% ../../nbs/api/train/two_stage.ipynb #29a09947
@@ -144,7 +145,7 @@ class Precision(MixedPrecision):
 def precision_callbacks(
     precision,  # "fp32", "bf16" or "fp16"
 ):  # list of callbacks for a Learner
-    "Make the callbacks for a precision. Raises ValueError if fastai's default device lacks it."
+    "Make the callbacks for a precision. Raises ArgumentError if fastai's default device lacks it."
     _check_precision(precision, default_device().type)
     return [] if precision == "fp32" else [Precision(precision)]
 
