@@ -218,7 +218,7 @@ def test_the_line_says_what_is_promised_and_too_few_images_are_an_error(place, c
     assert "not calibrated" not in err
     code, err = run(capsys, *ASKED[:-1], "0.99")
     assert code == 2 and err.count("\n") == 1
-    assert "error: recall 0.99 with confidence 0.95 needs at least 299 validation" in err
+    assert "error: --recall 0.99 with confidence 0.95 needs at least 299 validation" in err
 
 
 def test_probabilities_without_an_estimate_are_not_called_calibrated(place, capsys):

@@ -261,7 +261,7 @@ class _Parts:
         self.files = _outputs(options)
         self.overwrite = options.overwrite
         self.record = _part(options.out).with_suffix(".part.json")
-        self.state = self._earlier_state()
+        self.state = _earlier_state(self.record, self.files)
         if self.state is None or self.overwrite:
             self.state = dict(asked=asked, rows=0, sizes=[0] * len(self.files))
         begun = self.state["asked"]
@@ -285,24 +285,25 @@ class _Parts:
         _write(new, "wb", json.dumps(self.state).encode())
         os.replace(new, self.record)
 
-    def _earlier_state(self):
-        "State that an earlier call of the command has left; None if there is none"
-        problem = "exists already and is not of this command; rename it, or give another name"
-        if not self.record.exists():
-            for part in map(_part, self.files):
-                if os.path.lexists(part):
-                    raise FileExistsError(f"{part} {problem}")
-            return None
-        try:
-            state = json.loads(self.record.read_bytes())
-            asked = dict(state["asked"])
-            rows = int(state["rows"])
-            sizes = [int(size) for size in state["sizes"]]
-            if not sizes:
-                raise ValueError("it has no sizes")
-            return dict(asked=asked, rows=rows, sizes=sizes)
-        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-            raise FileExistsError(f"{self.record} {problem}") from error
+# %% ../../nbs/api/cli/predict.ipynb #5c1e77a2
+def _earlier_state(record, files):
+    "State that an earlier call of the command has left; None if there is none"
+    problem = "exists already and is not of this command; rename it, or give another name"
+    if not record.exists():
+        for part in map(_part, files):
+            if os.path.lexists(part):
+                raise FileExistsError(f"{part} {problem}")
+        return None
+    try:
+        state = json.loads(record.read_bytes())
+        asked = dict(state["asked"])
+        rows = int(state["rows"])
+        sizes = [int(size) for size in state["sizes"]]
+        if not sizes:
+            raise ValueError("it has no sizes")
+        return dict(asked=asked, rows=rows, sizes=sizes)
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+        raise FileExistsError(f"{record} {problem}") from error
 
 # %% ../../nbs/api/cli/predict.ipynb #3430a3ae
 @patch

@@ -124,18 +124,20 @@ class Comparison:
         runs = self.recorded(job)
         return runs[0].data if runs else self.load(job)[1]
 
-    def _check_images(self, job, about):
-        "Raise ValueError for images that differ from those of another job."
-        fingerprint = about["fingerprint"]
-        seed = job.seeds[0]
-        known = [self._fingerprints.setdefault((data_settings(job), seed), fingerprint)]
-        if self.folder is not None and images_path(self.folder, job).exists():
-            known.append(images_path(self.folder, job).read_text())
-        if any(other != fingerprint for other in known):
-            raise ValueError(
-                f"the images of seed {seed} in {job.source} have changed since the runs "
-                f"recorded in {self.folder}: restore them, or use another folder"
-            )
+# %% ../../nbs/api/compare/experiment.ipynb #5c1e77a0
+@patch
+def _check_images(self: Comparison, job, about):
+    "Raise ValueError for images that differ from those of another job."
+    fingerprint = about["fingerprint"]
+    seed = job.seeds[0]
+    known = [self._fingerprints.setdefault((data_settings(job), seed), fingerprint)]
+    if self.folder is not None and images_path(self.folder, job).exists():
+        known.append(images_path(self.folder, job).read_text())
+    if any(other != fingerprint for other in known):
+        raise ValueError(
+            f"the images of seed {seed} in {job.source} have changed since the runs "
+            f"recorded in {self.folder}: restore them, or use another folder"
+        )
 
 # %% ../../nbs/api/compare/experiment.ipynb #2d699f25
 @patch
@@ -295,7 +297,7 @@ def _finish(self: Comparison, job, on_epoch):
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
-
+# %% ../../nbs/api/compare/experiment.ipynb #5c1e77a1
 @patch
 def run_jobs(
     self: Comparison,
