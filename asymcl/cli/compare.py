@@ -9,24 +9,26 @@ __all__ = ['compare_command', 'tune_command']
 
 # %% ../../nbs/api/cli/compare.ipynb #808b3baa
 import json
-import math
 import os
 import signal
 import sys
 import textwrap
 import time
-from argparse import ArgumentTypeError
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import get_args
 
-from fastcore.docments import docments
-
-from .parser import Parser, check_device, number_or_none, one_line_errors
+from asymcl.cli.parser import (
+    Parser,
+    add_settings,
+    classes_of,
+    flag,
+    one_line_errors,
+    seeds,
+    use_device,
+)
 from ..core.checks import ArgumentError
 from asymcl.core.settings import (
-    CHOICES,
     LISTS,
     VARIED,
     DataSettings,
@@ -37,104 +39,17 @@ from asymcl.core.settings import (
     resolved,
 )
 
-# %% ../../nbs/api/cli/compare.ipynb #97d090a9
-def names(text):
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def seeds(text):
-    "'3' to (0, 1, 2), '5,7' to (5, 7)"
-    if "," in text:
-        return tuple(int(part) for part in names(text))
-    if int(text) > 10**6:
-        raise ValueError
-    return tuple(range(int(text)))
-
-
-def shares(text):
-    "'98:2' to (0.98, 0.02)"
-    parts = [float(part) for part in text.split(":")]
-    if len(parts) < 2 or not all(0 < part < math.inf for part in parts):
-        raise ArgumentTypeError(f"must be two numbers > 0 or more, as 98:2, got {text!r}")
-    return tuple(part / sum(parts) for part in parts)
-
-
-def gigabytes(text):
-    if not 0 <= float(text) < math.inf:
-        raise ArgumentTypeError(f"must be finite and >= 0, got {text!r}")
-    return float(text) * 2**30
-
-
-def several(read):
-    "Reader of one value, or of several with commas between"
-
-    def values(text):
-        return tuple(read(part.strip()) for part in text.split(","))
-
-    values.__name__ = read.__name__
-    return values
-
-# %% ../../nbs/api/cli/compare.ipynb #4eb83b28
-_FLAGS = dict(size="--image-size", heads="--classifier-loss", long_tail_ratio="--long-tail")
-_READERS = dict(
-    classes=names,
-    methods=names,
-    heads=names,
-    seeds=seeds,
-    proportions=shares,
-    cache_limit=gigabytes,
-    sampler_alpha=number_or_none,
-)
-_HELP = dict(
-    proportions="shares of the classes in the training set, as 98:2 "
-    "(default: 90:10 for fashion_mnist; elsewhere as they are)",
-    seeds="number of seeds, as 3, or a list of seeds, as 5,7 (default: 2)",
-    cache_limit="size limit of the cache folder in GiB (default: 10)",
-)
-_GROUPS = {
-    "data": DataSettings,
-    "image files (isic2018, folder, csv)": Reading,
-    "methods and training": Settings,
-}
-
 # %% ../../nbs/api/cli/compare.ipynb #4e13e390
-def _flag(name):
-    return _FLAGS.get(name, "--" + name.replace("_", "-"))
-
-
-def _reader(name, kind):
-    "Function that reads the text of an option"
-    kinds = get_args(kind) or (kind,)  # of `str | None`: str and the type of None
-    read = _READERS.get(name, kinds[0])
-    return several(read) if name in VARIED else read
-
-
-def _help(name, comment, default):
-    "Comment of a field, and its default if the comment does not name it"
-    if name in _HELP:
-        return _HELP[name]
-    text = " ".join(comment.split())
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    return text if default is None else f"{text} (default: {shown})"
-
-
 def _add_settings(parser, defaults):
     "Add an option for each field of `Settings`"
-    comments = docments(Settings) | docments(DataSettings) | docments(Reading)
+    groups = {
+        "data": DataSettings,
+        "image files (isic2018, folder, csv)": Reading,
+        "methods and training": Settings,
+    }
     values = vars(defaults) | vars(defaults.reading)
-    for title, group in _GROUPS.items():
-        add = parser.add_argument_group(title).add_argument
-        for name, kind in group.__annotations__.items():
-            if name == "reading":
-                continue
-            add(
-                _flag(name),
-                dest=name,
-                type=_reader(name, kind),
-                default=(values[name],) if name in VARIED else values[name],
-                metavar="{" + ",".join(CHOICES[name]) + "}" if name in CHOICES else None,
-                help=_help(name, comments[name], values[name]),
-            )
+    for title, group in groups.items():
+        add_settings(parser, title, group, values, varied=VARIED, without=("reading",))
 
 # %% ../../nbs/api/cli/compare.ipynb #fcf99cec
 def _parser(command, description, defaults, name):
@@ -144,7 +59,7 @@ def _parser(command, description, defaults, name):
         usage="%(prog)s [options]",
         description=description,
         epilog="Several values, separated by commas, may be given to "
-        f"{', '.join(_flag(name) for name in VARIED)}.",
+        f"{', '.join(map(flag, VARIED))}.",
     )
     _add_settings(parser, defaults)
     add = parser.add_argument_group("output").add_argument
@@ -184,21 +99,12 @@ def _compare_parser():
     return parser
 
 # %% ../../nbs/api/cli/compare.ipynb #3daf7a18
-def _classes(given, data):
-    "Classes as `Settings` has them; those of Fashion-MNIST also by number"
-    if given == ("all",):
-        return "all"
-    if data != "fashion_mnist" or given is None:
-        return given
-    return tuple(int(name) if name.isdecimal() else name for name in given)
-
-
 def _settings(options):
     "Settings that the options describe, and the grid: what has several values"
     values = vars(options)
     grid = {name: values[name] for name in VARIED if len(values[name]) > 1}
     values = values | {name: values[name][0] for name in VARIED}
-    values["classes"] = _classes(values["classes"], values["data"])
+    values["classes"] = classes_of(values["classes"], values["data"])
     values["reading"] = Reading(**{name: values[name] for name in Reading.__annotations__})
     names = Settings.__dataclass_fields__
     settings = resolved(Settings(**{name: values[name] for name in names}))
@@ -361,15 +267,6 @@ def _show_plan(settings, grid, folder):
     )
 
 # %% ../../nbs/api/cli/compare.ipynb #0757ca15
-def _use_device(name):
-    "Make a device that fastai uses by default"
-    from fastai.torch_core import default_device
-
-    if name is not None:
-        check_device(name)
-        default_device(name != "cpu")
-
-
 def _run_in_all_processes(settings, grid, folder, kept):
     "Run the comparison; only the first process prints and writes"
     from fastai.torch_core import rank_distrib
@@ -396,7 +293,7 @@ def compare_command(
         start = time.strftime("%Y%m%d-%H%M%S")
         folder = _folder(options, "records", f"{settings.data}-{settings.encoder}-{start}")
         _check_comparison(folder, settings, grid)
-        _use_device(options.device)
+        use_device(options.device)
         if options.dry_run:
             _show_plan(settings, grid, folder)
         else:
@@ -487,7 +384,7 @@ def tune_command(
         settings, grid = _settings(options)
         _check_search(options, settings, grid)
         folder = _folder(options, "study.log", "tune")
-        _use_device(options.device)
+        use_device(options.device)
         _tune(options, settings, folder, kept)
     return 0
 
