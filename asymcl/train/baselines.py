@@ -7,7 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/train/baselines.html.md"""
 # %% auto #0
 __all__ = ['inverse_frequency_weights', 'class_balanced_weights', 'LogitAdjustedCrossEntropy', 'LDAMLoss',
            'classifier_loss_function', 'head_for_loss', 'DeferredReweighting', 'KCL', 'balanced_contrastive_loss',
-           'BCL', 'tau_normalized', 'logit_adjust', 'balanced_loader']
+           'BCL', 'tau_normalized', 'logit_adjust', 'balanced_loader', 'logistic_head']
 
 # %% ../../nbs/api/train/baselines.ipynb #dd7886f2
 import math
@@ -17,6 +17,10 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from ..core.checks import check_positive
@@ -406,3 +410,40 @@ def balanced_loader(
     return TensorLoader(
         (features, labels), bs=batch_size, sampler=sampler, drop_last=True, device=features.device
     )
+
+# %% ../../nbs/api/train/baselines.ipynb #10c1571b
+def _search_regularisation(x, y, folds):
+    "Fit a standardised logistic regression on all rows, with C chosen by cross-validation"
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
+    )
+    strengths = [10.0**power for power in range(-6, 2)]
+    search = GridSearchCV(
+        model,
+        {"logisticregression__C": strengths},
+        scoring="roc_auc_ovr",
+        cv=StratifiedKFold(folds, shuffle=True, random_state=0),
+    )
+    return search.fit(x, y).best_estimator_
+
+# %% ../../nbs/api/train/baselines.ipynb #10c1571d
+def logistic_head(
+    features,  # (n, width) float, of the training images
+    labels,  # integers (n,) in 0..classes-1, every class at least twice
+) -> nn.Linear:  # features to logits, on the device of the features
+    """Fit a class-balanced logistic regression whose regularisation is chosen by cross-validation.
+
+    Raises ValueError for a class with fewer than two images."""
+    counts = labels.bincount().tolist()
+    if len(counts) < 2 or min(counts) < 2:
+        raise ValueError(f"labels must have two or more of each class, got counts {counts}")
+    x = features.cpu().float().numpy()
+    scaler, model = _search_regularisation(x, labels.cpu().numpy(), min(5, *counts))
+    weight = torch.from_numpy(model.coef_ / scaler.scale_)
+    bias = torch.from_numpy(model.intercept_) - weight @ torch.from_numpy(scaler.mean_)
+    if len(counts) == 2:  # one row for the difference of the two logits
+        weight = torch.cat([-weight, weight]) / 2
+        bias = torch.cat([-bias, bias]) / 2
+    head = nn.Linear(*weight.T.shape)
+    head.load_state_dict(dict(weight=weight, bias=bias))
+    return head.to(features.device)
