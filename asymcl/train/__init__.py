@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/train/index.html.md"""
 
 # %% auto #0
 __all__ = ['BCL', 'DeferredReweighting', 'KCL', 'KnnAccuracy', 'LDAMLoss', 'LogitAdjustedCrossEntropy', 'NTXentLoss',
-           'NonFiniteError', 'RocAuc', 'TwoStageLearner', 'UnweightedAccuracy', 'pretrain']
+           'NonFiniteError', 'RocAuc', 'TwoStageLearner', 'UnweightedAccuracy', 'cached_features', 'pretrain']
 
 # %% ../../nbs/api/train/index.ipynb #5eed0014
 from asymcl.train.baselines import (
@@ -16,6 +16,7 @@ from asymcl.train.baselines import (
     LDAMLoss,
     LogitAdjustedCrossEntropy,
 )
+from .features import cached_features
 from .guards import NonFiniteError
 from asymcl.train.metrics import (
     KnnAccuracy,
@@ -38,5 +39,6 @@ _all_ = [
     "RocAuc",
     "TwoStageLearner",
     "UnweightedAccuracy",
+    "cached_features",
     "pretrain",
 ]
