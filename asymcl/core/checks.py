@@ -43,7 +43,7 @@ def check_positive(name, value):
 def check_channels(channels):
     "Raise ValueError unless `channels` is 1 or 3"
     if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
 
 # %% ../../nbs/api/core/checks.ipynb #5d0c7e15
 def check_seed(seed):

@@ -54,7 +54,9 @@ def read_regular(
     path,  # path of the file
     most=2**40,  # largest number of bytes
 ):  # bytes
-    "Read a regular file. Raises ValueError for a pipe, a device or a file with more than `most` bytes."
+    """Read a regular file.
+
+    Raises ValueError for a pipe, a device or a file with more than `most` bytes."""
     path = Path(path)
     state = os.stat(path)
     if not stat.S_ISREG(state.st_mode):

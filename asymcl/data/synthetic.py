@@ -1,4 +1,4 @@
-"""Draw a small folder of synthetic images in the layout of ISIC 2018 task 3, for tests and tutorials without a download.
+"""Draw a small folder of synthetic images in the layout of ISIC 2018 task 3, without a download.
 
 Docs: https://asymcl.github.io/asymcl/api/data/synthetic.html.md"""
 
@@ -8,6 +8,7 @@ Docs: https://asymcl.github.io/asymcl/api/data/synthetic.html.md"""
 __all__ = ['synthetic_lesions']
 
 # %% ../../nbs/api/data/synthetic.ipynb #148dbfd7
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 from PIL import Image, ImageColor
 
 # %% ../../nbs/api/data/synthetic.ipynb #d68528b3
+from ..core.checks import check_seed
 from .isic import GROUND_TRUTH, GROUPINGS, IMAGES, LESION_CLASSES, NOTICE
 
 # %% ../../nbs/api/data/synthetic.ipynb #5c2b2cf1
@@ -64,27 +66,41 @@ def _plan(lesions, test_share, seed):
     table.index = [f"SYNTHETIC_{i:07d}" for i in range(len(table))]
     return table.assign(lesion=pd.factorize(table.lesion)[0])
 
+# %% ../../nbs/api/data/synthetic.ipynb #5d1f0a32
+def _check_arguments(lesions, test_share, size, seed):
+    "Raise ValueError for an argument of `synthetic_lesions` that is out of range."
+    if not lesions or not set(lesions) <= set(_LOOKS):
+        raise ValueError(f"lesions must have classes from {', '.join(_LOOKS)}, got {lesions}")
+    if not all(isinstance(n, Integral) and n >= 1 for n in lesions.values()):
+        raise ValueError(f"lesions must be whole numbers >= 1, got {lesions}")
+    if not 0 < test_share <= 1:
+        raise ValueError(f"test_share must be > 0 and <= 1, got {test_share}")
+    if np.shape(size) != (2,) or not all(isinstance(n, Integral) and n >= 32 for n in size):
+        raise ValueError(f"size must be two whole numbers >= 32, got {size!r}")
+    check_seed(seed)
+
 # %% ../../nbs/api/data/synthetic.ipynb #83cd7b38
 def synthetic_lesions(
     folder,  # folder that is empty or does not exist yet
-    lesions,  # number of training lesions of each class, such as dict(MEL=150, DF=24)
+    lesions,  # number of training lesions of each class, >= 1, such as dict(MEL=150, DF=24)
     *,
-    test_share=0.25,  # number of test lesions per training lesion; half as many for validation
-    size=(600, 450),  # width and height of the images in pixels
+    test_share=0.25,  # test lesions per training lesion, > 0 and <= 1; half as many for validation
+    size=(600, 450),  # width and height of the images in pixels, >= 32
     seed=0,  # seed of the drawings
 ) -> Path:  # the folder
     """Draw lesions into a folder in the layout of ISIC 2018 task 3.
 
-    Raises ValueError for unknown classes, FileExistsError if the folder is not empty."""
+    Raises ValueError for arguments out of range, FileExistsError if the folder is not empty."""
     folder = Path(folder).expanduser()
-    if not set(lesions) <= set(_LOOKS):
-        raise ValueError(f"lesions must have classes from {', '.join(_LOOKS)}, got {lesions}")
+    _check_arguments(lesions, test_share, size, seed)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"folder must be empty or not exist, got {folder}")
     images = _plan(lesions, test_share, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NOTICE).write_text("These images are drawings; they show no patients.")
     for name, part, label, lesion, photo in images.itertuples():
         path = folder / IMAGES.format(part) / f"{name}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         generators = (np.random.default_rng([seed, lesion, i]) for i in (0, 1 + photo))
         _photograph(label, *generators).resize(size).save(path, comment=b"synthetic")
     for part, rows in images.groupby("part"):
@@ -96,5 +112,4 @@ def synthetic_lesions(
         truth.to_csv(path, index_label="image")
     training = images.lesion[images.part == "Training"]
     training.to_csv(folder / GROUPINGS, header=["lesion_id"], index_label="image")
-    (folder / NOTICE).write_text("These images are drawings; they show no patients.")
     return folder

@@ -1,4 +1,4 @@
-"""Find, check and decode image files once before training, in worker processes, with a memory-mapped cache.
+"""Find, check and decode image files once, in worker processes, with a memory-mapped cache.
 
 Docs: https://asymcl.github.io/asymcl/api/images/files.html.md"""
 
@@ -21,6 +21,7 @@ import zipfile
 from contextlib import suppress
 from functools import lru_cache, partial
 from multiprocessing import parent_process
+from numbers import Integral
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 # %% ../../nbs/api/images/files.ipynb #046184d0
+from ..core.checks import check_channels
 from ..core.files import write_atomic
 
 # %% ../../nbs/api/images/files.ipynb #24358d6c
@@ -183,10 +185,9 @@ _FITS = dict(
 # %% ../../nbs/api/images/files.ipynb #f64a1808
 def _check_options(size, channels, fit):
     "Raise ValueError for options that are out of range."
-    if not (isinstance(size, int) and 1 <= size <= 4096):
+    if not isinstance(size, Integral) or isinstance(size, bool) or not 1 <= size <= 4096:
         raise ValueError(f"size must be a whole number in 1..4096 pixels, got {size!r}")
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
+    check_channels(channels)
     if fit not in _FITS:
         raise ValueError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
 
