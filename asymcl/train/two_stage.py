@@ -652,7 +652,7 @@ class TwoStageLearner(_Shared):
             cbs=[*views, *self.guards, *precision_callbacks(precision), *L(cbs)],
         )
         self.classifier_loss = classifier_loss
-        self._encoder_digest = self._temperature = None
+        self._encoder_tensors = self._temperature = None
         self._completed_calls = {}
 
 # %% ../../nbs/api/train/two_stage.ipynb #6365f310
@@ -755,13 +755,27 @@ def _learner_of(self: TwoStageLearner, head):
         cbs=[StopNonFinite(g.folder) for g in self.guards if isinstance(g, StopNonFinite)],
     )
     self._loaded = None
-    self._encoder_digest = _digest(self.encoder)
+    self._encoder_tensors = _copied_tensors(self.encoder)
     return self._classifier
 
 # %% ../../nbs/api/train/two_stage.ipynb #d6fd4d35
-def _digest(module):
-    "Digest of every parameter and buffer of a module"
-    return tensors_digest(module.state_dict().values())
+def _copied_tensors(module):
+    "Copies of every parameter and buffer of a module, by name"
+    return {name: t.clone() for name, t in module.state_dict().items()}
+
+
+def _same(a, b):
+    "Whether two tensors have the same type, shape and values; NaN equals NaN"
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    b = b.to(a.device)
+    return a.equal(b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def _has_tensors(module, tensors):
+    "Whether a module has exactly these parameters and buffers"
+    now = module.state_dict()
+    return now.keys() == tensors.keys() and all(_same(now[name], tensors[name]) for name in now)
 
 # %% ../../nbs/api/train/two_stage.ipynb #5e9f7fd9
 @patch
@@ -772,7 +786,7 @@ def _check_trained(self: TwoStageLearner):
             "there is no classification head yet; call fit_classifier(), "
             "or new_classifier() for an untrained one"
         )
-    if _digest(self.encoder) != self._encoder_digest:
+    if not _has_tensors(self.encoder, self._encoder_tensors):
         raise RuntimeError(
             "the encoder has changed since the classification head was trained; "
             "call fit_classifier() to train a new one"
@@ -800,13 +814,13 @@ def fit_classifier(
     A further call trains it further, or a new head if the encoder has changed."""
     check_schedule(epochs, lr)
     no_head = self._classifier is None and self._loaded is None
-    if no_head or _digest(self.encoder) != self._encoder_digest:
+    if no_head or not _has_tensors(self.encoder, self._encoder_tensors):
         self.new_classifier()
 
     def settings():
         return dict(
             classifier_loss=described_function(self.classifier_loss),
-            encoder=_digest(self.encoder),
+            encoder=tensors_digest(self.encoder.state_dict().values()),
         )
 
     self._train(self.classifier, "stage_2", settings, epochs, lr, keep, resume, **kwargs)
@@ -836,7 +850,7 @@ def _fitted_temperature(self: TwoStageLearner):
     if self._loaded is not None:
         return self._loaded.temperature
     head = self._classifier.model
-    mark = id(head), _digest(head)
+    mark = id(head), tensors_digest(head.state_dict().values())
     if self._temperature is None or self._temperature[0] != mark:
         self._temperature = mark, fit_temperature(*self._valid_logits())
     return self._temperature[1]
@@ -1016,7 +1030,7 @@ def load(
     self.encoder.load_state_dict(loaded.encoder.state_dict())
     self._classifier, self._loaded = None, replace(loaded, encoder=self.encoder)
     self._counts = torch.tensor(loaded.about["train_counts"])
-    self._encoder_digest = _digest(self.encoder)
+    self._encoder_tensors = _copied_tensors(self.encoder)
 
 # %% ../../nbs/api/train/two_stage.ipynb #e8d7042b
 @patch
