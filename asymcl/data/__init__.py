@@ -7,7 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/data/index.html.md"""
 # %% auto #0
 __all__ = ['BadImages', 'BalancedSampler', 'ImageData', 'class_counts', 'fashion_mnist', 'from_arrays', 'from_csv',
            'from_dataframe', 'from_dataloaders', 'from_npz', 'image_folder', 'isic2018', 'split_groups',
-           'synthetic_lesions']
+           'synthetic_lesions', 'unlabelled_csv', 'unlabelled_folder', 'unlabelled_npz']
 
 # %% ../../nbs/api/data/index.ipynb #5eed000c
 from .datasets import ImageData, fashion_mnist
@@ -21,6 +21,9 @@ from asymcl.data.own_images import (
     from_dataloaders,
     from_npz,
     image_folder,
+    unlabelled_csv,
+    unlabelled_folder,
+    unlabelled_npz,
 )
 from .synthetic import synthetic_lesions
 
@@ -40,4 +43,7 @@ _all_ = [
     "isic2018",
     "split_groups",
     "synthetic_lesions",
+    "unlabelled_csv",
+    "unlabelled_folder",
+    "unlabelled_npz",
 ]
