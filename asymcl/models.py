@@ -10,6 +10,7 @@ __all__ = ['small_encoder', 'resnet_encoder', 'build_encoder', 'encoder_width', 
 
 # %% ../nbs/api/models.ipynb #7b320139
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from .core.checks import check_channels, check_positive
+from .pretrained import grey_weight, timm_encoder
 
 # %% ../nbs/api/models.ipynb #20cc75fe
 def _block(width_in, width_out, stride):
@@ -74,20 +76,26 @@ def resnet_encoder(
 def _grey(convolution):
     "Convolution on one channel, equal to `convolution` on this channel repeated three times"
     grey = nn.Conv2d(1, convolution.out_channels, 7, stride=2, padding=3, bias=False)
-    grey.weight.data = convolution.weight.data.sum(1, keepdim=True)
+    grey.weight.data = grey_weight(convolution.weight.data, grey.weight.shape)
     return grey
 
 # %% ../nbs/api/models.ipynb #b2280b76
 def build_encoder(
-    made_by,  # dict: maker, "small_encoder" or "resnet_encoder", and its arguments
+    made_by,  # dict: maker, "small_encoder", "resnet_encoder" or "timm_encoder", and its arguments
 ):  # nn.Module with random weights
-    "Make an encoder from its `made_by`. Raises ValueError for any other description."
-    makers = dict(small_encoder=small_encoder, resnet_encoder=resnet_encoder)
+    """Make an encoder from its `made_by`.
+
+    Raises ValueError for any other description, ImportError for a timm model without timm."""
+    makers = dict(
+        small_encoder=small_encoder,
+        resnet_encoder=partial(resnet_encoder, weights=None),
+        timm_encoder=partial(timm_encoder, weights=None),
+    )
     try:
-        arguments = dict(made_by)
+        arguments = {**made_by}
         arguments.pop("weights", None)
         return makers[arguments.pop("maker")](**arguments)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"made_by must name one of {', '.join(makers)} and its arguments, got {made_by!r}"
         ) from error

@@ -33,7 +33,6 @@ from ..core.checks import ArgumentError
 from ..core.files import read_regular, write_atomic
 from ..images.files import ImageFile, decode_files
 from ..models import NormalizedLinear, build_encoder, encode, projection_head
-from ..pretrained import timm_encoder
 from ..views import normalized
 
 # %% ../../nbs/api/infer/model.ipynb #85e150e8
@@ -324,9 +323,6 @@ def _build_encoder(made_by):
             "it has a custom encoder, which the file does not describe: pass encoder=, a new "
             "nn.Module of the same architecture (asymcl-predict: --encoder module:function)"
         )
-    if made_by.get("maker") == "timm_encoder":
-        names = ("name", "channels", "image_size")
-        return timm_encoder(**{name: made_by[name] for name in names}, weights=None)
     return build_encoder(made_by)
 
 
