@@ -8,8 +8,13 @@ Docs: https://asymcl.github.io/asymcl/api/train/self_supervised.html.md"""
 __all__ = ['NTXentLoss', 'pretrain']
 
 # %% ../../nbs/api/train/self_supervised.ipynb #026b4fc4
-import torch
+from contextlib import ExitStack
 
+import torch
+from fastai.callback.core import Callback
+from fastcore.foundation import L
+
+from ..core.checks import ArgumentError
 from ..losses import SupConLoss
 from .two_stage import TwoStageLearner
 from ..views import random_views
@@ -26,6 +31,43 @@ class NTXentLoss(SupConLoss):
         own_class = torch.arange(len(embeddings), device=embeddings.device)
         return super().forward(embeddings, own_class)
 
+# %% ../../nbs/api/train/self_supervised.ipynb #ea003915
+def _check_batch_size(batch_size, images):
+    "Raise ArgumentError for batches, or data, without an image that is a negative of another"
+    if images < 2:
+        raise ArgumentError("data", f"must have two training images or more, got {images}")
+    if batch_size is not None and not 2 <= batch_size <= images:
+        problem = f"must be in 2..{images}, since other images are negatives, got {batch_size}"
+        raise ArgumentError("batch_size", problem)
+
+
+def _loaders(data, batch_size):
+    "Loaders of the data; two training images stand in for missing validation images"
+    dls = data.dls(batch_size)
+    if not len(data.splits["valid"]):
+        rows = data.splits["train"][:2]
+        dls.loaders[1] = data.loader_for(data.images[rows], data.labels[rows], device=dls.device)
+    return dls
+
+# %% ../../nbs/api/train/self_supervised.ipynb #8bdd0f8d
+class _AfterEpoch(Callback):
+    "Call a function after every epoch that is trained, not after those that an earlier call kept"
+
+    order = 80  # after the epoch was kept
+    trained = False
+
+    def __init__(self, report):
+        self.report = report
+
+    def before_train(self):
+        self.trained = True
+
+    def after_epoch(self):
+        if self.trained:
+            loss, _, *score = self.recorder.values[-1]
+            self.report(self.epoch + 1, loss, *score)
+        self.trained = False
+
 # %% ../../nbs/api/train/self_supervised.ipynb #78d81b6b
 def pretrain(
     data,  # ImageData; the training split is used, its labels are not
@@ -37,17 +79,23 @@ def pretrain(
     temperature=0.07,  # divisor of the cosine similarities, > 0
     make_views=random_views,  # function of a batch of images to its views (n, views, ...)
     keep=None,  # folder in which each epoch is saved, to resume from
-    **kwargs,  # further arguments of TwoStageLearner, such as precision and cbs
+    on_epoch=None,  # function of epoch, loss and kNN score, if any; None: fastai's table
+    **kwargs,  # further arguments of TwoStageLearner, such as precision and cbs=GradientCache(64)
 ) -> TwoStageLearner:  # with the trained encoder; `contrastive.recorder` holds the losses
     """Train an encoder on images without their labels (SimCLR).
 
-    Raises ValueError for values out of range, and for a folder of another training."""
-    if batch_size is not None and batch_size < 2:
-        raise ValueError(
-            f"batch_size must be >= 2, since other images are negatives, got {batch_size}"
-        )
+    Raises ValueError for values out of range, for fewer than two images, and for a folder of
+    another training."""
+    _check_batch_size(batch_size, len(data.splits["train"]))
     loss = NTXentLoss(temperature=temperature)
-    dls = data.dls(batch_size)
+    dls = _loaders(data, batch_size)
     learn = TwoStageLearner(dls, encoder, loss, make_views=make_views, **kwargs)
-    learn.fit_contrastive(epochs, lr, keep=keep)
+    if len(data.classes) < 2:
+        learn.contrastive.metrics = L()
+    with ExitStack() as quiet:
+        if on_epoch is not None:
+            quiet.enter_context(learn.contrastive.no_bar())
+            quiet.enter_context(learn.contrastive.no_logging())
+        cbs = [] if on_epoch is None else [_AfterEpoch(on_epoch)]
+        learn.fit_contrastive(epochs, lr, keep=keep, cbs=cbs)
     return learn
