@@ -1218,4 +1218,5 @@ d = { 'settings': { 'branch': 'main',
                                  'asymcl.wrappers._Wrapper.__init__': ('api/wrappers.html#_wrapper.__init__', 'asymcl/wrappers.py'),
                                  'asymcl.wrappers._Wrapper.reduction': ('api/wrappers.html#_wrapper.reduction', 'asymcl/wrappers.py'),
                                  'asymcl.wrappers._check_classes': ('api/wrappers.html#_check_classes', 'asymcl/wrappers.py'),
+                                 'asymcl.wrappers._check_queue': ('api/wrappers.html#_check_queue', 'asymcl/wrappers.py'),
                                  'asymcl.wrappers._rows': ('api/wrappers.html#_rows', 'asymcl/wrappers.py')}}}

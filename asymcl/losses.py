@@ -49,7 +49,8 @@ def _column_images(n, views, references, device):
 def _spread_weights(rows, images, reference_only=False):
     """Function of anchors (b,) that returns their positive weights (b, columns).
 
-    `rows` is a function of images (b,) that returns weights of images; `images` are the columns'."""
+    `rows` is a function of images (b,) that returns weights of images; `images` are those of the
+    columns."""
 
     def weights(anchors):
         own = images[anchors]
@@ -345,7 +346,7 @@ def asymmetric_focal_contrastive_loss(
     temperature=0.07,  # divisor > 0 of the cosine similarities: number or scalar tensor
     averaging="pairs",  # "pairs": divide each sum by its pairs; "batch": by the number of anchors
     normalize=True,  # scale embeddings (and reference) to length one first
-    reduction="mean",  # "mean", "sum" or "none" of anchors, or "mean_positive" of those with positives
+    reduction="mean",  # "mean", "sum" or "none" of anchors; "mean_positive": of those with positives
     reference=None,  # (r, d) further columns that are not anchors, with gradient
     reference_labels=None,  # labels (r,) or (r, classes) of the reference
     reference_only=False,  # compare anchors only with the reference

@@ -50,6 +50,15 @@ class _Wrapper(nn.Module):
     def reduction(self, value):
         self.loss.reduction = value
 
+# %% ../nbs/api/wrappers.ipynb #395cf8e2
+def _check_queue(loss, **sizes):
+    "Raise TypeError for a loss without references, ValueError for sizes that are not ints >= 1"
+    if getattr(type(loss), "forward", None) is not AsymmetricFocalContrastiveLoss.forward:
+        raise TypeError(f"loss must be CL, FCL, ACL or AFCL, got {type(loss).__name__}")
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
 # %% ../nbs/api/wrappers.ipynb #e26a8b40
 class QueueLoss(_Wrapper):
     """Compare a batch also with the embeddings of earlier batches, which are kept in a queue.
@@ -64,11 +73,7 @@ class QueueLoss(_Wrapper):
         memory_size,  # number of embeddings in the queue, >= 1; each view is one
     ):
         super().__init__(loss)
-        if getattr(type(loss), "forward", None) is not AsymmetricFocalContrastiveLoss.forward:
-            raise TypeError(f"loss must be CL, FCL, ACL or AFCL, got {type(loss).__name__}")
-        for name, value in [("embedding_size", embedding_size), ("memory_size", memory_size)]:
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        _check_queue(loss, embedding_size=embedding_size, memory_size=memory_size)
         self.register_buffer("embeddings", torch.zeros(memory_size, embedding_size))
         self.register_buffer("labels", torch.zeros(memory_size, dtype=torch.long))
         self.register_buffer("added", torch.zeros((), dtype=torch.long))

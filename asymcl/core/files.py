@@ -102,7 +102,9 @@ def save_state(
 def load_checked(
     content,  # bytes of a file that `torch.save` wrote
 ):  # the saved value, with its tensors on the CPU
-    "Read a PyTorch file without running code from it. Raises an error of any type if it is damaged."
+    """Read a PyTorch file without running code from it.
+
+    Raises an error, of any type, if the file is damaged."""
     if content.startswith(b"PK"):  # a zip archive
         damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
         if damaged:

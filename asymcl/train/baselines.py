@@ -1,4 +1,4 @@
-"""Baselines for imbalanced classes: losses, contrastive methods and heads, each with the formula of its paper.
+"""Baselines for imbalanced classes: losses, methods and heads, each with the formula of its paper.
 
 Docs: https://asymcl.github.io/asymcl/api/train/baselines.html.md"""
 

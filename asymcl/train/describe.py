@@ -1,4 +1,4 @@
-"""Describe the code and the values of a function by a text that changes when the function is edited.
+"""Describe the code and values of a function by a text that changes when the function is edited.
 
 Docs: https://asymcl.github.io/asymcl/api/train/describe.html.md"""
 
@@ -151,7 +151,7 @@ def _parts(value, seen):
 
 def described_function(
     value,  # function, partial, or callable object such as a loss
-    trained=False,  # True: parameters and buffers of `value`, if it is a PyTorch module, are left out
+    trained=False,  # True: without parameters and buffers of `value`, if it is a PyTorch module
 ):  # str
     "Name and digest of a function: the same in every process, different after an edit"
     left_out = _by_id(_tensors(value)) if trained else {}

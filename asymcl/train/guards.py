@@ -1,4 +1,4 @@
-"""Stop training at NaN or inf and name the images, and warn of two failures that the loss does not show.
+"""Stop at NaN or inf and name the images, and warn of two failures that the loss does not show.
 
 Docs: https://asymcl.github.io/asymcl/api/train/guards.html.md"""
 

@@ -1,4 +1,4 @@
-"""The [metrics](../metrics.ipynb) as fastai metrics, computed over a whole validation set after every epoch.
+"""The [metrics](../metrics.ipynb) as fastai metrics, over a whole validation set after each epoch.
 
 Docs: https://asymcl.github.io/asymcl/api/train/metrics.html.md"""
 

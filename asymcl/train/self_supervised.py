@@ -21,7 +21,9 @@ from ..views import random_views
 
 # %% ../../nbs/api/train/self_supervised.ipynb #cdf44268
 class NTXentLoss(SupConLoss):
-    "NT-Xent, the loss of SimCLR (Chen et al. 2020): the positives of a view are the other views of its image"
+    """NT-Xent, the loss of SimCLR (Chen et al. 2020).
+
+    The positives of a view are the other views of its image."""
 
     def forward(
         self,

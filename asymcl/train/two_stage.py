@@ -1,4 +1,4 @@
-"""Train an encoder by a contrastive loss, then a classification head on the frozen encoder's features.
+"""Train an encoder by a contrastive loss, then a classification head on its frozen features.
 
 Docs: https://asymcl.github.io/asymcl/api/train/two_stage.html.md"""
 
