@@ -22,7 +22,13 @@ import numpy as np
 from fastcore.basics import chunked, patch
 from filelock import FileLock
 
-from .parser import Parser, check_device, number_or_none, one_line_errors
+from asymcl.cli.parser import (
+    Parser,
+    check_device,
+    check_output,
+    number_or_none,
+    one_line_errors,
+)
 from ..core.checks import ArgumentError
 
 # %% ../../nbs/api/cli/predict.ipynb #9575fe24
@@ -96,14 +102,6 @@ def _parser():
     return parser
 
 # %% ../../nbs/api/cli/predict.ipynb #244e7a29
-def _check_free(file, overwrite):
-    "Raise FileExistsError for a file that must not be replaced"
-    if os.path.lexists(file) and (file.is_dir() or not overwrite):
-        raise FileExistsError(
-            f"{file} exists already; give another name, or --overwrite for a file"
-        )
-
-
 def _outputs(options):
     "Files to write"
     return [file for file in (options.out, options.embeddings) if file]
@@ -128,9 +126,7 @@ def _check_options(options):
     if len({file.resolve() for file in files}) < len(files):
         raise ArgumentError("embeddings", f"must not be the file of --out, got {files[0]} twice")
     for file in files:
-        _check_free(file, options.overwrite)
-        if not file.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {str(file.parent)!r} for {file.name}")
+        check_output(file, options.overwrite)
 
 # %% ../../nbs/api/cli/predict.ipynb #59f53a5c
 def _encoder(text):
@@ -321,7 +317,7 @@ def append(self: _Parts, table, features, rows):
 def finish(self: _Parts):
     "Give the files their names; return the table"
     for file in self.files:
-        _check_free(file, self.overwrite)  # another program may have created it
+        check_output(file, self.overwrite)  # another program may have created it
     for file in reversed(self.files):
         os.replace(_part(file), file)
     self.record.unlink()

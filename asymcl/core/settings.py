@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/core/settings.html.md"""
 
 # %% auto #0
 __all__ = ['END_TO_END', 'LOSS_FIELDS', 'METHODS', 'HEADS', 'READS', 'CHOICES', 'RANGES', 'POSITIVE', 'LISTS', 'VARIED',
-           'Reading', 'DataSettings', 'Settings', 'resolved', 'check_values', 'expand']
+           'Reading', 'DataSettings', 'Settings', 'resolved', 'check_value', 'check_values', 'expand']
 
 # %% ../../nbs/api/core/settings.ipynb #966dd095
 import math
@@ -159,6 +159,7 @@ RANGES = dict(
     cache_limit=(0, math.inf),
     long_tail_ratio=(1, math.inf),
     train_total=(2, math.inf),
+    seed=(0, 2**32 - 1),
     seeds=(0, 2**32 - 1),
     gamma=(0, 10**6),
     eta=(0, 10**6),
@@ -166,13 +167,17 @@ RANGES = dict(
     epochs=(1, 10**6),
     classifier_epochs=(1, 10**6),
     batch_size=(2, 10**6),
+    chunk=(1, 10**6),
     sampler_alpha=(0, 1),
 )  # least and most
 POSITIVE = ("lr", "classifier_lr")
 LISTS = ("methods", "seeds", "heads")
 
 # %% ../../nbs/api/core/settings.ipynb #95f8563a
-def _check_value(name, value):
+def check_value(
+    name,  # name of a field
+    value,  # its value
+):
     "Raise ArgumentError for one value that a field may not have"
     if name in CHOICES and value not in CHOICES[name]:
         raise ArgumentError(name, f"must be one of {', '.join(CHOICES[name])}, got {value!r}")
@@ -233,7 +238,7 @@ def check_values(
             raise ArgumentError(name, f"must be at least one value, each once, got {values}")
         for one in values:
             if one is not None or name in LISTS:
-                _check_value(name, one)
+                check_value(name, one)
     _check_combination(settings)
     if settings.reading.group_pattern is not None:
         _check_pattern(settings.reading.group_pattern)
