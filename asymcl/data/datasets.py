@@ -93,7 +93,7 @@ class ImageData:
 # %% ../../nbs/api/data/datasets.ipynb #0eab590d
 @patch
 def _check_splits(self: ImageData):
-    "Raise ValueError for an image twice or a group in two splits"
+    "Raise ValueError for indices out of range, an image twice or a group in two splits."
     used = torch.cat(list(self.splits.values()))
     n = len(self.images)
     if len(used) and not 0 <= used.min() <= used.max() < n:
@@ -576,7 +576,7 @@ def _class_ids(classes):
             f"classes must be 'all', or two or more different names or numbers 0..9 of {names}, "
             f"got {classes!r}"
         )
-    return list(ids)
+    return [int(i) for i in ids]
 
 # %% ../../nbs/api/data/datasets.ipynb #99f00013
 def _select(images, labels, ids):
@@ -622,7 +622,10 @@ def imbalanced(
     available = self.counts("train").tolist()
     if proportions is None:
         proportions = long_tail_counts(max(available), len(available), long_tail_ratio)
-    counts = proportional_counts(available, proportions, total)
+    try:
+        counts = proportional_counts(available, proportions, total)
+    except ValueError as error:
+        raise ValueError(f"{error} (classes: {', '.join(self.classes)})") from error
     if generator is None:
         generator = torch.Generator().manual_seed(self.seed)
     kept = draw_indices(self.labels[train], counts, generator)

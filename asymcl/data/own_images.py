@@ -1,4 +1,4 @@
-"""Load a folder, a table, arrays or fastai loaders as images with classes, groups and splits; problems are reported before training.
+"""Load a folder, a table, arrays or fastai loaders; all problems are reported before training.
 
 Docs: https://asymcl.github.io/asymcl/api/data/own_images.html.md"""
 
@@ -32,6 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 # %% ../../nbs/api/data/own_images.ipynb #d0c182a5
 from ..core.checks import check_seed
+from ..core.files import read_regular
 from .datasets import ImageData
 from .imbalance import split_groups
 from ..images.files import ImageFile, inside, load_images
@@ -57,8 +58,8 @@ class BadImages(ValueError):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(
-            f"{count}; fix them, or skip these rows with on_error='skip' (option --on-error skip):\n"
-            f"{_listing(problems)}"
+            f"{count}; fix them, or skip these rows with on_error='skip' "
+            f"(option --on-error skip):\n{_listing(problems)}"
         )
 
     def __reduce__(self):
@@ -124,9 +125,9 @@ def _group(value):
 def _split(value):
     "Return the name of a split."
     name = _SPLIT_NAMES.get(str(value).strip().lower())
-    return (
-        (name, None) if name else (None, f"has the split {value!r}; allowed are train, valid, test")
-    )
+    if name is None:
+        return None, f"has the split {value!r}; splits must be train, valid or test"
+    return name, None
 
 # %% ../../nbs/api/data/own_images.ipynb #ad6d015a
 def _name(path):
@@ -146,7 +147,7 @@ def _file(root, resolve_folder, path):
         return None, str(error)
 
 # %% ../../nbs/api/data/own_images.ipynb #dd1d4808
-def _rows(table, columns, root=None):
+def _rows(table, columns, source, root=None):
     "Read the columns file, label, group and split of a table; `columns` has their names in it."
     readers = dict(
         file=partial(_file, root, cache(os.path.realpath)),
@@ -161,8 +162,11 @@ def _rows(table, columns, root=None):
         pairs = [readers[name](value) for value in table[column]]
         rows[name] = pd.Series([value for value, _ in pairs], dtype=object)
         rows = _add(rows, {i: problem for i, (_, problem) in enumerate(pairs) if problem})
-    if rows.split.notna().any() and "train" not in set(rows.split):
-        raise ValueError("splits must have images of train")
+    found = set(rows.split.dropna())
+    if found and "train" not in found:
+        raise ValueError(
+            f"{source} must have images of the split train, found {', '.join(sorted(found))}"
+        )
     return rows
 
 # %% ../../nbs/api/data/own_images.ipynb #c973f5df
@@ -322,9 +326,9 @@ def _check_on_error(on_error):
         raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
 
 # %% ../../nbs/api/data/own_images.ipynb #aa2f315e
-def _named_rows(table, columns, root):
+def _named_rows(table, columns, source, root):
     "Read the columns of a table, and name each file and row."
-    rows = _rows(table, columns, root)
+    rows = _rows(table, columns, source, root)
     rows["name"] = pd.Series([_name(path) for path in table[columns["file"]]], dtype=object)
     rows["row"] = [i if isinstance(i, str) else f"row {i}" for i in table.index]
     return rows
@@ -381,11 +385,12 @@ def from_dataframe(
     table, or fewer than two classes."""
     _check_on_error(on_error)
     _check_request(classes, shares, seed)
-    columns = dict(file=path_column, label=label_column, group=group_column, split=split_column)
-    columns = {name: column for name, column in columns.items() if column is not None}
+    optional = dict(group=group_column, split=split_column)
+    columns = dict(file=path_column, label=label_column)
+    columns |= {name: column for name, column in optional.items() if column is not None}
     _check_table(table, columns.values(), source)
     classes = None if classes is None else [str(c) for c in classes]
-    rows = _named_rows(table, columns, root)
+    rows = _named_rows(table, columns, source, root)
     images, decoded, rows = _check_rows(rows, classes, decoding)
     skipped = _report(rows, classes, on_error)
     good = _good(rows)
@@ -421,9 +426,12 @@ def read_table(
             f"{source} must begin with a line of column names, separated by commas, "
             f"got {','.join(names)!r}"
         )
-    for line, row in rows.items():
-        if len(row) != len(names):
-            raise ValueError(f"{source}, {line} must have {len(names)} fields, found {len(row)}")
+    wrong = [f"{line} has {len(row)}" for line, row in rows.items() if len(row) != len(names)]
+    if wrong:
+        raise ValueError(
+            f"{source} must have {len(names)} fields in each line, but {len(wrong)} differ: "
+            f"{', '.join(wrong[:10])}"
+        )
     table = pd.DataFrame(fields, list(rows)[1:], names, dtype=object)
     return table.mask(table == "", None)
 
@@ -438,11 +446,12 @@ def from_csv(
 ) -> ImageData:
     """Load the image files that a CSV lists, as `from_dataframe` does.
 
-    Raises also OSError for a missing file and ValueError for an invalid CSV (see `read_table`)."""
+    Raises also OSError for a missing file and ValueError for a pipe or an invalid CSV (see
+    `read_table`)."""
     path = Path(path).expanduser()
     kwargs = dict(name=path.stem, source=str(path)) | kwargs
     root = path.parent if root is None else root
-    table = read_table(path.read_bytes(), path)
+    table = read_table(read_regular(path), path)
     return from_dataframe(table, path_column, label_column, root=root, **kwargs)
 
 # %% ../../nbs/api/data/own_images.ipynb #65ba6d0f
@@ -577,10 +586,17 @@ def _byte_images(images):
 # %% ../../nbs/api/data/own_images.ipynb #769c6c6c
 def _column(values, n, name):
     "Return the values for n images as a list."
-    values = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
-    if values.shape not in ((n,), (n, 1)):
-        raise ValueError(f"{name} must have one entry for each of {n} images, got {values.shape}")
-    return values.flatten().tolist()
+    array = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
+    if array.shape not in ((n,), (n, 1)):
+        raise ValueError(f"{name} must have one entry for each of {n} images, got {array.shape}")
+    if array.dtype.kind == "U":
+        array = np.asarray(values, dtype=object)  # as text, a missing value would be "nan"
+    return array.flatten().tolist()
+
+
+def _keep_names(labels):
+    "Put each text that is not blank into a list, so that `_label` keeps it as it is."
+    return [[v] if isinstance(v, str) and v.strip() else v for v in labels]
 
 
 def _chosen_classes(labels, classes, class_names):
@@ -605,8 +621,11 @@ def _chosen_classes(labels, classes, class_names):
 # %% ../../nbs/api/data/own_images.ipynb #c0b1e5ed
 def _join_copies(rows):
     "Return the rows with joined groups, without copies of images in given splits."
-    if _leaks(rows):
-        raise ValueError("groups must stay in one split, but splits has a group in two")
+    for group in rows.group[list(_leaks(rows))]:
+        found = rows.split[rows.group == group].unique()
+        raise ValueError(
+            f"groups must stay in one split, group {group} is in {' and '.join(found)}"
+        )
     joined = _join_groups(rows)
     copies = _leaks(joined)
     if {"valid", "test"} <= set(rows.split):
@@ -647,7 +666,8 @@ def from_arrays(
     table = dict(label=labels, group=groups, split=splits)
     table = {name: values for name, values in table.items() if values is not None}
     table = {name: _column(values, len(images), f"{name}s") for name, values in table.items()}
-    rows = _rows(pd.DataFrame(table, dtype=object), {name: name for name in table})
+    table["label"] = _keep_names(table["label"])
+    rows = _rows(pd.DataFrame(table, dtype=object), {name: name for name in table}, "splits")
     for i, problem in rows.problem.dropna().items():
         raise ValueError(f"image {i} {problem}")
     chosen, names = _chosen_classes(rows.label, classes, class_names)
@@ -678,6 +698,18 @@ def _npz_arrays(path):
         raise ValueError(f"{path} is not an .npz of plain arrays ({error})") from error
 
 # %% ../../nbs/api/data/own_images.ipynb #f8f5300f
+def _npz_part(path, arrays, part):
+    "Return the images and the labels of one part: train, val or test."
+    found = []
+    for name in (f"{part}_images", f"{part}_labels"):
+        if name not in arrays:
+            raise ValueError(f"{path} must have {name!r}, found {', '.join(arrays)}")
+        if arrays[name].shape[:1] in ((), (0,)):
+            raise ValueError(f"{name} in {path} must not be empty, got shape {arrays[name].shape}")
+        found.append(arrays[name])
+    return found
+
+
 def from_npz(
     path,  # path of an .npz with train_images and train_labels, and the same for val and test
     **kwargs,  # arguments of `from_arrays`: classes, class_names, shares, seed
@@ -687,20 +719,18 @@ def from_npz(
     Raises FileNotFoundError, and ValueError for other files."""
     path = Path(path)
     arrays = _npz_arrays(path)
-    parts = [name for name in ("val", "test") if f"{name}_images" in arrays]
+    given = [p for p in ("val", "test") if {f"{p}_images", f"{p}_labels"} & set(arrays)]
     images, labels, splits = [], [], []
-    for part in ("train", *parts):
-        try:
-            images.append(arrays[f"{part}_images"])
-            labels.append(arrays[f"{part}_labels"])
-        except KeyError as error:
-            raise ValueError(f"{path} must have {error}, found {', '.join(arrays)}") from error
-        if len(images[-1]) != len(labels[-1]) or images[-1].shape[1:] != images[0].shape[1:]:
+    for part in ("train", *given):
+        part_images, part_labels = _npz_part(path, arrays, part)
+        images.append(part_images)
+        labels.append(part_labels)
+        if len(part_images) != len(part_labels) or part_images.shape[1:] != images[0].shape[1:]:
             raise ValueError(
                 f"{path} must have images of one shape with one label each, found "
-                f"{part}_images {images[-1].shape} and {part}_labels {labels[-1].shape}"
+                f"{part}_images {part_images.shape} and {part}_labels {part_labels.shape}"
             )
-        splits += [part] * len(images[-1])
+        splits += [part] * len(part_images)
     kwargs = dict(name=path.stem, source=str(path)) | kwargs
     return from_arrays(np.concatenate(images), np.concatenate(labels), splits=splits, **kwargs)
 
@@ -769,7 +799,7 @@ def _unlabelled(table, columns, root, on_error, source, decoding, **about):
     "Load the files of a table, or those of train if it has splits, as ImageData of one class."
     _check_on_error(on_error)
     _check_table(table, columns.values(), source)
-    rows = _named_rows(table, columns, root)
+    rows = _named_rows(table, columns, source, root)
     images, rows = _decode(rows[rows.split.isna() | (rows.split == "train")], decoding)
     about["skipped"] = _report(rows, None, on_error)
     about["files"] = tuple(map(str, _good(rows).file))
@@ -814,10 +844,11 @@ def unlabelled_csv(
     Raises BadImages with all problems of files and rows, ValueError for an invalid CSV and for
     fewer than two images, OSError for a missing file."""
     path = Path(path).expanduser()
-    columns = dict(file=path_column, split=split_column)
-    columns = {name: column for name, column in columns.items() if column is not None}
+    columns = dict(file=path_column)
+    if split_column is not None:
+        columns["split"] = split_column
     root = path.parent if root is None else root
-    table = read_table(path.read_bytes(), path)
+    table = read_table(read_regular(path), path)
     return _unlabelled(table, columns, root, on_error, str(path), decoding, name=path.stem)
 
 # %% ../../nbs/api/data/own_images.ipynb #c051176a
