@@ -37,6 +37,8 @@ from asymcl.core.settings import (
     check_values,
     expand,
     resolved,
+    stage_1_rate,
+    weights_digest,
 )
 
 # %% ../../nbs/api/cli/compare.ipynb #4e13e390
@@ -107,7 +109,7 @@ def _settings(options):
     values["classes"] = classes_of(values["classes"], values["data"])
     values["reading"] = Reading(**{name: values[name] for name in Reading.__annotations__})
     names = Settings.__dataclass_fields__
-    settings = resolved(Settings(**{name: values[name] for name in names}))
+    settings = resolved(Settings(**{name: values[name] for name in names}), grid)
     expand(settings, grid)
     return settings, grid
 
@@ -134,6 +136,12 @@ def _folder(
     return folder
 
 # %% ../../nbs/api/cli/compare.ipynb #18264cc2
+def _identity(weights):
+    "Name of weights, with the digest of a file"
+    digest = weights_digest(weights)
+    return weights if digest is None else f"{weights} (SHA-256 {digest[:16]})"
+
+
 def _described(settings, grid):
     "Values of every setting, as JSON has them; the cache may differ"
     values = asdict(settings)
@@ -142,6 +150,12 @@ def _described(settings, grid):
         values["source"] = os.path.abspath(os.path.expanduser(settings.source))
     lists = {name: value if name in LISTS else [value] for name, value in values.items()}
     lists |= grid
+    rates = [
+        stage_1_rate(replace(settings, weights=weights, lr=lr))
+        for weights in lists["weights"]
+        for lr in lists["lr"]
+    ]
+    lists |= dict(lr=list(dict.fromkeys(rates)), weights=list(map(_identity, lists["weights"])))
     del lists["cache"], lists["cache_limit"]
     return json.loads(json.dumps(lists))
 
@@ -190,7 +204,7 @@ def _run(settings, grid, folder, kept):
     jobs = comparison.jobs
     abouts = [comparison.about(job) for job in jobs if job.seeds == jobs[0].seeds]
     print(*report.advice(settings, abouts), sep="\n")
-    bar = progress_bar(range(sum(job.epochs for job in jobs)))
+    bar = progress_bar(range(len(jobs) * settings.epochs))
     epochs = 0
     runs = []
 
@@ -291,7 +305,8 @@ def compare_command(
     with one_line_errors(parser) as kept:
         settings, grid = _settings(options)
         start = time.strftime("%Y%m%d-%H%M%S")
-        folder = _folder(options, "records", f"{settings.data}-{settings.encoder}-{start}")
+        encoder = settings.encoder.replace("/", "-")
+        folder = _folder(options, "records", f"{settings.data}-{encoder}-{start}")
         _check_comparison(folder, settings, grid)
         use_device(options.device)
         if options.dry_run:
@@ -355,6 +370,8 @@ def _tune(options, settings, folder, kept):
         )
         print(text, flush=True)
 
+    for method in settings.methods:
+        tune.tried(method)  # before the first search
     trial = replace(settings, seeds=options.search_seeds)
     studies = {
         method: tune.search(method, trial, folder, options.trials, on_trial)

@@ -23,9 +23,10 @@ from filelock import FileLock, Timeout
 
 from .data import data_settings, describe_data, load_data, source_state
 from .records import Run, images_path, job_key, read_record, write_record
-from .runs import batch_seconds, batch_size_of, run_method
+from .runs import batch_seconds, batch_size_of, make_encoder, run_method
 from ..core.checks import ArgumentError
-from ..core.settings import LOSS_FIELDS, Settings, expand, resolved
+from ..core.settings import Settings, expand, regime, unused_settings
+from ..models import encoder_width
 from ..train.guards import NonFiniteError
 from ..train.two_stage import precision_callbacks
 
@@ -46,7 +47,7 @@ def used_value(
     value,  # value of the setting
 ):  # the value, 0 for eta and gamma of a contrastive loss without them, or None
     "Return the value of a setting that a method uses, or what stands for it."
-    if name in LOSS_FIELDS[method] or name not in LOSS_FIELDS["AFCL"]:
+    if name not in unused_settings(method):
         return value
     if name in ("eta", "gamma") and method in ("CL", "FCL", "ACL"):
         return 0.0
@@ -67,8 +68,8 @@ def label(
 ) -> str:
     "Name a run by its method, the varied settings that the method uses, and its head."
     (method,) = job.methods
-    unused = set(LOSS_FIELDS["AFCL"]) - set(LOSS_FIELDS[method])
-    shown = [f"{name}={_short(getattr(job, name))}" for name in names if name not in unused]
+    values = {name: getattr(job, name) for name in names if name not in unused_settings(method)}
+    shown = [f"{k}={'none' if value is None else _short(value)}" for k, value in values.items()]
     return " ".join([method, *shown, *([head] if head else [])])
 
 # %% ../../nbs/api/compare/experiment.ipynb #fcbb7a6c
@@ -97,7 +98,7 @@ class Comparison:
         load=None,  # function of `data_loader`, to share data between comparisons
     ):
         "Raises ArgumentError for settings that no run can use."
-        self.jobs = check_settings(resolved(settings), grid)
+        self.jobs = check_settings(settings, grid)
         self.varied = [name for name, values in (grid or {}).items() if len(values) > 1]
         self.folder = None if folder is None else Path(folder)
         self._load = load or data_loader(len({data_settings(job) for job in self.jobs}))
@@ -188,15 +189,32 @@ def _check_batches(job, about):
     if size > total:
         problem = f"must be in 2..{total}, the training images, got {size} with seed {seed}"
         raise ArgumentError("batch_size", problem)
+    rare = about["classes"][counts.index(min(counts))]
+    problem = f"needs two training images of each class, {rare} has {min(counts)} with seed {seed}"
+    if "logistic" in job.heads and min(counts) < 2:
+        raise ArgumentError("heads", f"logistic {problem}")
     if job.sampler_alpha is None:
         return
     if size < 2 * len(counts):
-        problem = f"must be at least {2 * len(counts)} for a balanced sampler, two images of each"
-        raise ArgumentError("batch_size", f"{problem} of {len(counts)} classes, got {size}")
+        least = f"must be at least {2 * len(counts)} for a balanced sampler, two images of each"
+        raise ArgumentError("batch_size", f"{least} of {len(counts)} classes, got {size}")
     if min(counts) < 2:
-        rare = about["classes"][counts.index(min(counts))]
-        problem = f"needs two training images of each class, {rare} has {min(counts)}"
-        raise ArgumentError("sampler_alpha", f"{problem} with seed {seed}")
+        raise ArgumentError("sampler_alpha", problem)
+
+# %% ../../nbs/api/compare/experiment.ipynb #5e77a061
+def _check_encoder(job, image_shape):
+    "Raise ArgumentError for an encoder that images do not fit, or weights that it does not."
+    try:
+        encoder = make_encoder(replace(job, weights=None), image_shape)
+        encoder_width(encoder, torch.zeros(2, *image_shape))
+    except (ImportError, ValueError) as error:
+        raise ArgumentError("encoder", f"{job.encoder!r} cannot be used: {error}") from error
+    if job.weights is None:
+        return
+    try:
+        make_encoder(job, image_shape)
+    except ValueError as error:
+        raise ArgumentError("weights", f"{job.weights!r} cannot be used: {error}") from error
 
 # %% ../../nbs/api/compare/experiment.ipynb #86776637
 @patch
@@ -204,14 +222,19 @@ def check(self: Comparison):
     "Raise ArgumentError for a job that its data do not allow, before any training."
     first_jobs = {replace(job, seeds=()): job for job in reversed(self.jobs)}.values()
     small = set()
+    checked = set()
     for job in reversed(self.jobs):  # the data of the first seed stay in memory
         if self.recorded(job):
             continue
         chosen = job.batch_size is not None or job.sampler_alpha is not None
         if job not in first_jobs and not (chosen and job.data != "fashion_mnist"):
             continue
-        about = self.about(job)
+        data, about = self.load(job)
         _check_batches(job, about)
+        parts = job.encoder, job.weights, data.images.shape[1:]
+        if parts not in checked:
+            _check_encoder(job, data.images.shape[1:])
+            checked.add(parts)
         images = sum(about["counts"]["train"])
         if job.batch_size is None and images < 128:
             small.add(images)
@@ -267,6 +290,7 @@ def _diverged(job, head, about, error, seconds):
         train_loss=[],
         valid_score=[],
         seconds=seconds,
+        regime=regime(job),
         varied=dict(loss=method, head=head) if len(job.heads) > 1 else {},
         problem=" ".join(str(error).split()),
         data=about,
@@ -353,6 +377,8 @@ def plan(
         kind["jobs"] += 1
         if comparison.recorded(job):
             kind["done"] += 1
+            continue
+        if regime(job) == "frozen":
             continue
         if name not in seconds:
             data, _ = comparison.load(job)

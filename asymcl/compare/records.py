@@ -21,6 +21,7 @@ from fastai.torch_core import default_device
 from .. import __version__
 from .data import data_settings, digest
 from ..core.files import read_regular, versions, write_atomic
+from ..core.settings import weights_digest
 
 # %% ../../nbs/api/compare/records.ipynb #ae56332d
 @dataclass
@@ -41,16 +42,16 @@ class Run:
     feature_labels: torch.Tensor | None = field(default=None, repr=False)  # classes, (m,)
     # loss, head and the varied settings of a grid; empty if nothing varies
     varied: dict = field(default_factory=dict)
+    regime: str = "from_scratch"  # origin and training of the encoder, as from `regime`
     problem: str | None = None  # description of the divergence; None for a run that finished
     probabilities: torch.Tensor | None = field(default=None, repr=False)  # (test images, classes)
     data: dict = field(default_factory=dict, repr=False)  # facts about the data
     key: str | None = None  # name of the record without suffix; None without a record
 
     def record(self):
-        "Return method, varied settings, seed, seconds and test metrics as a flat dict."
-        return dict(
-            method=self.method, **self.varied, seed=self.seed, seconds=self.seconds, **self.metrics
-        )
+        "Return method, regime, varied settings, seed, seconds and test metrics as a flat dict."
+        settings = dict(method=self.method, regime=self.regime, **self.varied)
+        return settings | dict(seed=self.seed, seconds=self.seconds, **self.metrics)
 
     def as_dict(self):
         "Return the fields for JSON: without tensors, facts about the data, and key."
@@ -67,6 +68,8 @@ def job_key(
         del fields["reading"][name]
     if job.data != "fashion_mnist":
         fields["source"] = os.path.abspath(os.path.expanduser(job.source))
+    if fields.get("weights") is not None:
+        fields["weights"] = weights_digest(job.weights) or job.weights
     return digest(fields | dict(version=__version__))[:24]
 
 # %% ../../nbs/api/compare/records.ipynb #e0412cb5
@@ -151,6 +154,7 @@ def write_record(
         _write_csv(folder / f"{key}.predictions.csv", _prediction_table(data, runs))
     content = dict(
         settings=asdict(job),
+        weights_sha256=weights_digest(job.weights),
         status="diverged" if diverged else "done",
         **about,
         versions=versions(),

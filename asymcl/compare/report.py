@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/compare/report.html.md"""
 
 # %% auto #0
 __all__ = ['TABLE_NOTE', 'summary_cell', 'finished', 'summary_table', 'csv_text', 'seed_counts', 'json_text', 'seed_lines',
-           'advice', 'read_records', 'with_settings', 'figures', 'png_bytes', 'differences', 'html_text',
-           'write_records', 'write_examples', 'write_report']
+           'weights_sentence', 'advice', 'read_records', 'with_settings', 'figures', 'png_bytes', 'differences',
+           'html_text', 'write_records', 'write_examples', 'write_report']
 
 # %% ../../nbs/api/compare/report.ipynb #8c58c3e2
 import base64
@@ -28,6 +28,7 @@ from .experiment import used_value
 from .records import plain_json, read_record, splits_name
 from .runs import batch_size_of
 from ..core.files import versions, write_atomic
+from ..core.settings import resolved
 from ..data.imbalance import advice_on_counts
 from ..metrics import METRIC_NAMES
 from asymcl.plots import (
@@ -78,10 +79,11 @@ def summary_table(
     columns = {key: METRIC_NAMES[key] for key in shown}
     columns |= {f"recall_{c}": f"recall {c}" for c in runs[0].data["classes"]}
     rows = {}
+    pretrained = {run.regime for run in runs} != {"from_scratch"}
     for method in dict.fromkeys(run.method for run in runs):
         of_method = [run for run in runs if run.method == method]
         done = finished(of_method)
-        row = {}
+        row = dict(regime=of_method[0].regime) if pretrained else {}
         for key, name in columns.items():
             row[name] = summary_cell([run.metrics[key] for run in done]) if done else "-"
         row["seconds"] = f"{sum(run.seconds for run in of_method) / len(of_method):.1f}"
@@ -153,6 +155,31 @@ def seed_lines(
     ]
 
 # %% ../../nbs/api/compare/report.ipynb #24c05d8a
+_REGIMES = dict(
+    frozen="no training of the encoder, heads on its features only",
+    fine_tuned="training of all weights of the encoder",
+    from_scratch="training from random weights",
+)
+
+
+def weights_sentence(
+    settings,  # Settings
+    runs,  # list of Run
+) -> str:
+    "Describe the weights of the encoders and how they were trained, by method."
+    methods = {}
+    weights = {}
+    for run in runs:
+        methods.setdefault(run.regime, {})[run.varied.get("loss", run.method)] = None
+        if run.regime != "from_scratch":
+            weights[run.varied.get("weights", settings.weights)] = None
+    parts = [f"Weights: {', '.join(weights) or 'random'}"]
+    for name, text in _REGIMES.items():
+        if name in methods:
+            parts.append(f"{name}: {text} ({', '.join(methods[name])})")
+    return "; ".join(parts) + "."
+
+# %% ../../nbs/api/compare/report.ipynb #5e77a073
 def advice(
     settings,  # Settings
     abouts,  # facts about data as from `describe_data`, for each seed or set of proportions
@@ -164,9 +191,12 @@ def advice(
 
 # %% ../../nbs/api/compare/report.ipynb #1553512a
 _SHOWN = (
+    "eta",
+    "gamma",
     "averaging",
     "temperature",
     "encoder",
+    "weights",
     "optimizer",
     "lr",
     "sampler_alpha",
@@ -185,9 +215,8 @@ def _row(content, run):
         method=method,
         head=run.varied.get("head", settings["heads"][0]),
         seed=run.seed,
-        eta=used_value(method, "eta", settings["eta"]),
-        gamma=used_value(method, "gamma", settings["gamma"]),
-        **{name: settings[name] for name in _SHOWN},
+        regime=run.regime,
+        **{name: used_value(method, name, settings[name]) for name in _SHOWN},
         seconds=run.seconds,
         diverged=run.problem is not None,
         **run.metrics,
@@ -264,7 +293,8 @@ def figures(
     confusion = {}
     maps = {}
     for run in runs:
-        scores.setdefault(run.method, []).append(run.valid_score)
+        if run.valid_score:  # not of frozen, which has no epochs
+            scores.setdefault(run.method, []).append(run.valid_score)
         confusion[run.method] = confusion.get(run.method, 0) + torch.tensor(run.confusion)
         if run.features is not None:
             maps.setdefault(run.method, (run.features, run.feature_labels))
@@ -272,9 +302,11 @@ def figures(
         class_counts=plot_class_counts(runs[0].data["counts"], classes),
         comparison=plot_comparison([run.record() for run in runs]),
         **_over_settings(runs),
-        curves=plot_curves(scores, "validation balanced accuracy (0 to 1)", "Stage 1"),
         confusion=plot_confusion(confusion, classes),
     )
+    if scores:
+        label = "validation balanced accuracy (0 to 1)"
+        found["curves"] = plot_curves(scores, label, "Stage 1")
     if maps:
         found["embedding_maps"] = plot_embeddings(maps, classes)
     return found
@@ -379,7 +411,7 @@ def html_text(
     parts = [
         _section("Data", data),
         _section("Advice", advice(settings, [run.data for run in runs])),
-        _section("Results", [TABLE_NOTE]),
+        _section("Results", [TABLE_NOTE, weights_sentence(settings, runs)]),
         summary_table(runs).to_html(border=0),
         _section("Diverged", diverged),
         _section("Differences", differences(runs)),
@@ -387,7 +419,7 @@ def html_text(
         f"<h2>Settings</h2>\n<pre>{escape(json.dumps(asdict(settings), indent=1))}</pre>",
         _section("Files", _FILES),
     ]
-    title = escape(f"asymcl: {' '.join(settings.methods)} on {runs[0].data['name']}")
+    title = escape(f"asymcl: {' '.join(resolved(settings).methods)} on {runs[0].data['name']}")
     return _PAGE.substitute(title=title, body="\n".join(parts))
 
 # %% ../../nbs/api/compare/report.ipynb #390746c8

@@ -15,17 +15,25 @@ from functools import partial
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.optimizer import SGD
-from fastai.torch_core import set_seed
+from fastai.torch_core import default_device, set_seed
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from .data import describe_data
 from .records import Run
-from ..core.settings import END_TO_END, LOSS_FIELDS, check_values
+from asymcl.core.settings import (
+    BUNDLED,
+    END_TO_END,
+    LOSS_FIELDS,
+    check_values,
+    regime,
+    stage_1_rate,
+)
 from ..distributed import DistributedMean
 from ..losses import ACL, AFCL, CL, FCL
 from ..metrics import evaluate_predictions, unweighted_accuracy
 from ..models import encode_all, encoder_width, resnet_encoder, small_encoder
+from ..pretrained import describe_weights, load_weights, timm_encoder
 
 # %% ../../nbs/api/compare/runs.ipynb #d0df5278
 from asymcl.train.baselines import (
@@ -36,8 +44,10 @@ from asymcl.train.baselines import (
     balanced_loader,
     classifier_loss_function,
     head_for_loss,
+    logistic_head,
     tau_normalized,
 )
+from ..train.features import cached_features
 from ..train.guards import NonFiniteError, StopNonFinite
 from ..train.metrics import UnweightedAccuracy
 from asymcl.train.two_stage import (
@@ -47,6 +57,7 @@ from asymcl.train.two_stage import (
     TwoStageLearner,
     across_ranks,
     fused_adam,
+    head_learner,
     precision_callbacks,
 )
 from ..views import lesion_views, random_views
@@ -78,15 +89,40 @@ def contrastive_loss(
 # %% ../../nbs/api/compare/runs.ipynb #9f90b860
 def make_encoder(
     settings,  # Settings
-    channels,  # number of channels of the images
+    image_shape,  # number of channels, height and width of the images
 ) -> nn.Module:
-    "Return the encoder that the settings name, with new weights."
+    """Return the encoder that the settings name, with its weights before the training.
+
+    Raises ImportError without timm, ValueError for an unknown model or unsuitable weights."""
+    channels, _, size = image_shape
+    weights = settings.weights
+    if settings.encoder.startswith("timm/"):
+        return timm_encoder(settings.encoder.removeprefix("timm/"), channels, weights, size)
     if settings.encoder == "small":
-        return small_encoder(channels)
-    depth = int(settings.encoder.removeprefix("resnet"))
-    return resnet_encoder(depth, channels, settings.weights)
+        encoder = small_encoder(channels)
+    else:
+        depth = int(settings.encoder.removeprefix("resnet"))
+        encoder = resnet_encoder(depth, channels, "imagenet" if weights == "imagenet" else None)
+    if weights not in (None, "imagenet"):
+        load_weights(encoder, weights)
+    return encoder
 
 
+def _pixel_stats(encoder, settings):
+    "Return mean and standard deviation of the pixels of the pretrained weights, if known."
+    if settings.weights in BUNDLED:
+        about = describe_weights(settings.weights)
+        return torch.tensor(about["mean"]), torch.tensor(about["std"])
+    return None if settings.weights is None else getattr(encoder, "pixel_stats", None)
+
+
+def _normalised(loader, stats):
+    "Let a loader normalise pixels by these numbers, if any."
+    if stats is not None:
+        loader.mean, loader.std = stats
+    return loader
+
+# %% ../../nbs/api/compare/runs.ipynb #5e77a042
 def _optimizer(settings):
     "Return Adam, or the SGD of the paper."
     return fused_adam if settings.optimizer == "adam" else partial(SGD, mom=0.9, wd=5e-5)
@@ -123,13 +159,22 @@ def _check_finite(values, what):
     if not torch.isfinite(values).all():
         raise NonFiniteError(f"{what} are not finite; lower the learning rate")
 
+# %% ../../nbs/api/compare/runs.ipynb #5e77a043
+def _loaders(data, settings, encoder):
+    "Return the DataLoaders of a training."
+    stats = _pixel_stats(encoder, settings)
+    dls = data.dls(settings.batch_size, settings.sampler_alpha)
+    for loader in dls.loaders:
+        _normalised(loader, stats)
+    return dls
+
 # %% ../../nbs/api/compare/runs.ipynb #4ca24dce
 def _train_end_to_end(method, data, settings, cbs):
     "Train encoder and head together by a classifier loss; return encoder, learner and head."
-    dls = data.dls(settings.batch_size, settings.sampler_alpha)
     name = END_TO_END[method]
     counts = data.counts("train")
-    encoder = make_encoder(settings, data.images.shape[1])
+    encoder = make_encoder(settings, data.images.shape[1:])
+    dls = _loaders(data, settings, encoder)
     width = encoder_width(encoder, dls.valid.one_batch()[0])
     head = head_for_loss(name, width, len(data.classes))
     if name == "ldam":
@@ -154,24 +199,18 @@ def _train_end_to_end(method, data, settings, cbs):
     return encoder, learn, head
 
 # %% ../../nbs/api/compare/runs.ipynb #74f7b7d4
-def _two_stages(data, settings, encoder, loss, cbs=()):
-    "Return the two-stage learner of the settings."
-    return TwoStageLearner(
-        data.dls(settings.batch_size, settings.sampler_alpha),
+def _train_contrastive(method, data, settings, cbs):
+    "Train stage 1 of a contrastive method; return encoder, learner and None for the head."
+    encoder = make_encoder(settings, data.images.shape[1:])
+    learn = TwoStageLearner(
+        _loaders(data, settings, encoder),
         encoder,
-        loss,
+        contrastive_loss(method, settings, len(data.classes)),
         make_views=_views(settings),
         opt_func=_optimizer(settings),
         precision=settings.precision,
-        cbs=cbs,
+        cbs=[_StopNonFiniteValid(), *cbs],
     )
-
-
-def _train_contrastive(method, data, settings, cbs):
-    "Train stage 1 of a contrastive method; return encoder, learner and None for the head."
-    loss = contrastive_loss(method, settings, len(data.classes))
-    encoder = make_encoder(settings, data.images.shape[1])
-    learn = _two_stages(data, settings, encoder, loss, [_StopNonFiniteValid(), *cbs])
     stage_1 = learn.contrastive
     with across_ranks(stage_1), stage_1.no_bar(), stage_1.no_logging():
         learn.fit_contrastive(settings.epochs, settings.lr, **_schedule(settings))
@@ -184,23 +223,49 @@ def _train_stage_1(data, settings, cbs):
     train = _train_end_to_end if method in END_TO_END else _train_contrastive
     return train(method, data, settings, list(cbs))
 
+# %% ../../nbs/api/compare/runs.ipynb #5e77a045
+def _frozen_features(data, settings):
+    "Return the features of the weights as they are, as a function of the split."
+    encoder = make_encoder(settings, data.images.shape[1:]).to(default_device())
+    stats = _pixel_stats(encoder, settings) or data.channel_stats()
+    return cached_features(data, encoder, stats).__getitem__
+
+
+def _stage_1_features(data, settings, cbs):
+    "Train stage 1; return features as a function of the split, epochs, and the head of CE or None."
+    encoder, learn, head = _train_stage_1(data, settings, cbs)
+    stats = _pixel_stats(encoder, settings)
+
+    def features_of(split):
+        return encode_all(encoder, _normalised(data.loader(split), stats))
+
+    return features_of, learn.recorder.values, head
+
 # %% ../../nbs/api/compare/runs.ipynb #771b86e5
-def _train_head(name, data, settings, encoder):
-    "Train a classification head on the features of the frozen encoder."
-    learn = _two_stages(data, settings, encoder, CL())
-    learn.classifier_loss = name if name in CLASSIFIER_LOSSES else "cross_entropy"
+def _train_head(name, features_of, width, data, settings):
+    "Train a classification head on features (n, width)."
+    if name == "logistic":
+        return logistic_head(*features_of("train"))
+    loss = name if name in CLASSIFIER_LOSSES else "cross_entropy"
     set_seed(settings.seeds[0], reproducible=True)
-    head = learn.new_classifier()
+    head = head_for_loss(loss, width, len(data.classes))
+    features = {split: features_of(split) for split in ("train", "valid")}
+    learn = head_learner(
+        features,
+        data.classes,
+        head,
+        loss,
+        opt_func=_optimizer(settings),
+        batch_size=settings.batch_size,
+        cbs=[StopNonFinite()],
+    )
     if name == "retrained":
-        features = head.dls.train.dataset.tensors
-        head.dls.loaders[0] = balanced_loader(*features, settings.batch_size)
-    with head.no_bar(), head.no_logging():
-        learn.fit_classifier(
+        learn.dls.loaders[0] = balanced_loader(*features["train"], settings.batch_size)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(
             settings.classifier_epochs, settings.classifier_lr, **_schedule(settings)
         )
-    if name == "tau_normalized":
-        return _best_tau(head.model, *head.dls.valid.dataset.tensors)
-    return head.model
+    return _best_tau(learn.model, *features["valid"]) if name == "tau_normalized" else learn.model
 
 # %% ../../nbs/api/compare/runs.ipynb #6b7271b9
 @torch.no_grad()
@@ -221,36 +286,45 @@ def run_method(
     about=None,  # facts about the data (default: from `describe_data`)
 ) -> list[Run]:  # one for each head of the settings
     "Train and evaluate one method with one seed. Raises NonFiniteError if the training diverges."
-    batch_size = batch_size_of(settings, len(data.splits["train"]))
-    settings = replace(settings, methods=(method,), seeds=(seed,), batch_size=batch_size)
+    settings = replace(
+        settings,
+        methods=(method,),
+        seeds=(seed,),
+        batch_size=batch_size_of(settings, len(data.splits["train"])),
+        lr=stage_1_rate(settings),
+    )
     check_values(settings)
     about = about or describe_data(data)
     set_seed(seed, reproducible=True)
     start = time.perf_counter()
-    encoder, learn, own_head = _train_stage_1(data, settings, cbs)
+    if method == "frozen":
+        features_of, epochs, own_head = _frozen_features(data, settings), [], None
+    else:
+        features_of, epochs, own_head = _stage_1_features(data, settings, cbs)
     features = {}
     for split in ("test", "valid"):
-        x, y = encode_all(encoder, data.loader(split))
+        x, y = features_of(split)
         features[split] = x.cpu(), y.cpu()
     _check_finite(features["test"][0], "features of the test images")
     stage_1 = time.perf_counter() - start
+    facts = dict(method=method, seed=seed, regime=regime(settings), data=about)
+    facts |= dict(train_loss=[row[0] for row in epochs], valid_score=[row[-1] for row in epochs])
     runs = []
     for name in settings.heads:
         start = time.perf_counter()
         if own_head is not None and name == "cross_entropy":
             head = own_head
         else:
-            head = _train_head(name, data, settings, encoder)
+            head = _train_head(name, features_of, x.shape[1], data, settings)
         seconds = stage_1 + time.perf_counter() - start
         varied = dict(loss=method, head=name) if len(settings.heads) > 1 else {}
-        facts = dict(method=method, seed=seed, seconds=seconds, varied=varied, data=about)
-        runs.append(_evaluate(head, features, data, learn, facts))
+        runs.append(_evaluate(head, features, data, facts | dict(seconds=seconds, varied=varied)))
     return runs
 
 # %% ../../nbs/api/compare/runs.ipynb #8dc979b5
 @torch.no_grad()
-def _evaluate(head, features, data, learn, facts):
-    "Return the Run of one head: facts about the run, metrics, curves, and some features."
+def _evaluate(head, features, data, facts):
+    "Return the Run of one head: facts about the run, metrics, and some features."
     head.cpu().eval()
     metrics = {}
     probabilities = {}
@@ -262,14 +336,11 @@ def _evaluate(head, features, data, learn, facts):
     x, y = features["test"]
     p = probabilities["test"]
     some = slice(None, None, max(1, len(y) // 400))
-    train_loss, _, valid_score = zip(*learn.recorder.values, strict=True)
     return Run(
         **facts,
         metrics=metrics["test"],
         valid_metrics=metrics["valid"],
         confusion=confusion_matrix(y, p.argmax(1), labels=range(len(data.classes))).tolist(),
-        train_loss=list(train_loss),
-        valid_score=list(valid_score),
         features=x[some],
         feature_labels=y[some],
         probabilities=p,
@@ -302,5 +373,6 @@ def batch_seconds(
     "Measure the time of one training batch of stage 1."
     timer = _TimeBatches()
     batch_size = batch_size_of(job, len(data.splits["train"]))
-    _train_stage_1(data, replace(job, batch_size=batch_size, epochs=3), [timer])
+    job = replace(job, batch_size=batch_size, epochs=3, lr=stage_1_rate(job))
+    _train_stage_1(data, job, [timer])
     return timer.seconds

@@ -23,7 +23,7 @@ from .data import data_settings
 from .records import plain_json
 from ..core.checks import ArgumentError, check_same, whole_numbers
 from ..core.files import write_atomic
-from ..core.settings import CHOICES, LOSS_FIELDS, resolved
+from ..core.settings import CHOICES, LOSS_FIELDS, resolved, stage_1_rate, weights_digest
 from ..data.imbalance import chance_of_fewer
 from ..plots import make_panels, series_style, shared_legend
 
@@ -113,7 +113,9 @@ SPACE = dict(
 def tried(
     method,  # name of the method
 ) -> list:  # of names in SPACE
-    "List the settings that a search for a method varies."
+    "List the settings that a search for a method varies. Raises ArgumentError for frozen."
+    if method == "frozen":
+        raise ArgumentError("methods", "must be trained ones: frozen has nothing to tune")
     return [name for name in SPACE if name == "lr" or name in LOSS_FIELDS[method]]
 
 # %% ../../nbs/api/compare/tune.ipynb #45ef81a0
@@ -163,7 +165,8 @@ def _check_same_study(study, settings, load, folder):
     job = replace(resolved(settings), methods=(method,))
     _, about = load(data_settings(job), job.seeds[0])
     fixed = {name: value for name, value in asdict(job).items() if name not in tried(method)}
-    fixed |= dict(source=None, reading=None, data=about["fingerprint"])
+    weights = weights_digest(job.weights) or job.weights
+    fixed |= dict(source=None, reading=None, data=about["fingerprint"], weights=weights)
     now = json.loads(json.dumps(plain_json(fixed)))
     if "settings" not in study.user_attrs:
         study.set_user_attr("settings", now)
@@ -187,6 +190,7 @@ def search(
     Raises ArgumentError for invalid settings, and RuntimeError without Optuna."""
     if trials < 1:
         raise ArgumentError("trials", f"must be at least 1, got {trials}")
+    names = tried(method)
     check_settings(replace(settings, methods=(method,)))
     _optuna()  # before the folder, which would not be accepted without a study
     records = Path(folder) / "records"
@@ -195,7 +199,8 @@ def search(
     load = data_loader(len(settings.seeds))
     _check_same_study(study, settings, load, folder)
     if not study.trials:
-        study.enqueue_trial({name: getattr(settings, name) for name in tried(method)})
+        first = replace(settings, lr=stage_1_rate(settings))
+        study.enqueue_trial({name: getattr(first, name) for name in names})
     while _finished(study) < trials:
         study.optimize(lambda trial: _score(trial, method, settings, records, load), n_trials=1)
         if on_trial:

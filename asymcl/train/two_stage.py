@@ -6,7 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/train/two_stage.html.md"""
 
 # %% auto #0
 __all__ = ['RandomViews', 'MixableLabels', 'Precision', 'precision_callbacks', 'AcrossRanks', 'across_ranks', 'GradientCache',
-           'SplitDecay', 'fused_adam', 'check_schedule', 'StageLearner', 'encoder_and_head', 'TwoStageLearner']
+           'SplitDecay', 'fused_adam', 'check_schedule', 'StageLearner', 'encoder_and_head', 'TwoStageLearner',
+           'head_learner']
 
 # %% ../../nbs/api/train/two_stage.ipynb #63be8e56
 import math
@@ -731,6 +732,32 @@ def loader(
     return self.dls.valid.new(self.dls[names.index(split)].dataset, shuffle=False, drop_last=False)
 
 # %% ../../nbs/api/train/two_stage.ipynb #595ceaba
+def head_learner(
+    features,  # dict: train and valid -> features (n, width) and labels (n,), on one device
+    classes,  # (classes,) names of the classes
+    head,  # nn.Module: features (n, width) to logits (n, classes)
+    loss="cross_entropy",  # name in `asymcl.train.baselines`, or loss function
+    *,
+    opt_func=fused_adam,  # fastai optimiser
+    batch_size=128,  # number of items of a batch
+    cbs=None,  # further callbacks
+) -> StageLearner:
+    "Make the Learner of a head on features that do not change"
+    x, y = features["train"]
+    train = TensorLoader((x, y), bs=batch_size, shuffle=True)
+    valid = TensorLoader(features["valid"], bs=4096)
+    for loader in (train, valid):
+        loader.dataset.vocab = CategoryMap(classes, sort=False)
+    return StageLearner(
+        DataLoaders(train, valid, device=x.device),
+        head,
+        opt_func=opt_func,
+        loss_func=classifier_loss_function(loss, y.bincount(minlength=len(classes)).cpu()),
+        metrics=[UnweightedAccuracy(), RocAuc()],
+        cbs=cbs,
+    )
+
+# %% ../../nbs/api/train/two_stage.ipynb #595ceabb
 @patch
 def new_classifier(self: TwoStageLearner):  # fastai Learner of features, also in `classifier`
     "Compute features with the encoder as it is now, and start a new head on them"
@@ -740,18 +767,15 @@ def new_classifier(self: TwoStageLearner):  # fastai Learner of features, also i
 @patch
 def _learner_of(self: TwoStageLearner, head):
     "Make the Learner of stage 2 for a head"
-    x, y = self.features("train")
-    train = TensorLoader((x, y), bs=self.dls.train.bs, shuffle=True)
-    valid = TensorLoader(self.features("valid"), bs=4096)
-    for loader in (train, valid):
-        loader.dataset.vocab = CategoryMap(self.classes, sort=False)
-    self._counts = y.bincount(minlength=len(self.classes)).cpu()
-    self._classifier = StageLearner(
-        DataLoaders(train, valid, device=x.device),
+    features = {split: self.features(split) for split in ("train", "valid")}
+    self._counts = features["train"][1].bincount(minlength=len(self.classes)).cpu()
+    self._classifier = head_learner(
+        features,
+        self.classes,
         head,
+        self.classifier_loss,
         opt_func=self.opt_func,
-        loss_func=classifier_loss_function(self.classifier_loss, self._counts),
-        metrics=[UnweightedAccuracy(), RocAuc()],
+        batch_size=self.dls.train.bs,
         cbs=[StopNonFinite(g.folder) for g in self.guards if isinstance(g, StopNonFinite)],
     )
     self._loaded = None
