@@ -1,6 +1,7 @@
 """Images from files with real processes: writers that are killed or come two at a time, workers, and what must not be copied."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from asymcl.data.imbalance import BalancedSampler, class_counts, split_groups
 from asymcl.data.own_images import BadImages, from_arrays, from_dataframe, image_folder
 from asymcl.images.files import ImageFile, load_images
+from asymcl.losses import AFCL
+from asymcl.models import small_encoder
+from asymcl.train import TwoStageLearner, cached_features
 
 LOAD = """
 import sys
@@ -102,6 +108,67 @@ def test_mapped_images_are_neither_copied_nor_changed(photos, tmp_path):
         assert str(next(tmp_path.glob("*.npy"))) in Path("/proc/self/maps").read_text()
     data.images.fill_(7)
     assert next(tmp_path.glob("*.npy")).read_bytes() == content
+
+
+def mapping(images):
+    "Name of the file that images are mapped from, and kilobytes of it that were copied to memory"
+    address, inside = images.data_ptr(), False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            first, last = (int(end, 16) for end in found.groups())
+            inside, path = first <= address < last, line.split(maxsplit=5)[-1]
+        elif inside and line.startswith("Anonymous:"):
+            return Path(path).name, int(line.split()[1])
+    raise ValueError("the images are not in this process")
+
+
+class MostImages(TorchDispatchMode):
+    "The most images, or views of them, in one tensor outside the mapped file"
+
+    def __init__(self, mapped):
+        super().__init__()
+        self.storage, self.size, self.most = mapped.data_ptr(), mapped.nbytes, 0
+        self.shape = mapped.shape[-2:]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, torch.Tensor) and made.shape[-2:] == self.shape:
+                if not 0 <= made.data_ptr() - self.storage < self.size:
+                    self.most = max(self.most, len(made))
+        return result
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_training_at_224_pixels_holds_a_batch_of_images_and_not_more(photos, tmp_path):
+    rows = [(str(path), path.parent.name) for path in sorted(photos.rglob("*.png"))[::3]]
+    table = pd.DataFrame(rows, columns=["path", "label"])
+    data = from_dataframe(table, root=photos, size=224, cache=tmp_path)
+    file = next(tmp_path.glob("*.npy")).name
+    encoder = small_encoder(3)
+    with MostImages(data.images) as made:
+        data.fingerprint()
+        learn = TwoStageLearner(data.dls(8), encoder, AFCL())
+        learn.fit(1, 1)
+        learn.evaluate("test")
+        learn.save(tmp_path / "model.safetensors", gallery=True)
+        cached_features(data, encoder, data.channel_stats(), cache=tmp_path / "features")
+    assert 16 <= made.most < 40  # two views of a batch of 8; the training split has 56 images
+    for split in range(3):
+        assert learn.dls[split].dataset.tensors[0].data_ptr() == data.images.data_ptr()
+    assert mapping(data.images) == (file, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_skipped_rows_do_not_copy_the_other_images(photos, tmp_path):
+    rows = [(str(path), path.parent.name) for path in sorted(photos.rglob("*.png"))]
+    table = pd.DataFrame([*rows, (rows[0][0], "rare")], columns=["path", "label"])
+    options = dict(size=32, cache=tmp_path, on_error="skip")
+    with pytest.warns(UserWarning, match="2 of 241 rows were skipped"):
+        data = from_dataframe(table, root=photos, **options)
+    assert len(data.images) == 239 and mapping(data.images)[0] in os.listdir(tmp_path)
+    expected = load_images([ImageFile(name) for name in data.files], 32, cache=False).images
+    assert torch.equal(data.images, expected)
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_part(photos, tmp_path, monkeypatch):

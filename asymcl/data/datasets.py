@@ -213,10 +213,12 @@ def fingerprint(self: ImageData) -> str:  # 32 hexadecimal digits
     sizes = {split: len(indices) for split, indices in self.splits.items()}
     facts = [self.classes, list(self.images.shape[1:]), sizes]
     digest = hashlib.sha256(json.dumps(facts).encode())
+    at_once = max(1, 2**22 // self.images[0].numel())  # about 4 MB of images
     for indices in self.splits.values():
         for some in indices.split(1024):
-            for part in (self.images[some], self.labels[some]):
-                digest.update(part.contiguous().cpu().numpy().data)
+            for few in some.split(at_once):
+                digest.update(self.images[few].contiguous().cpu().numpy().data)
+            digest.update(self.labels[some].contiguous().cpu().numpy().data)
     return digest.hexdigest()[:32]
 
 # %% ../../nbs/api/data/datasets.ipynb #da7ade01

@@ -285,12 +285,12 @@ def _draw_splits(labels, groups, given, shares, seed):
     return splits
 
 # %% ../../nbs/api/data/own_images.ipynb #d02af15a
-def _image_data(rows, images, kept, classes, shares, seed, **about):
-    "Return rows, and the images that are kept (a mask), as ImageData."
+def _image_data(rows, images, classes, shares, seed, **about):
+    "Return rows and their images as ImageData."
     labels = torch.tensor(pd.Index(classes, dtype=object).get_indexer(rows.label))
     groups = torch.tensor(pd.factorize(rows.group)[0])
     return ImageData(
-        images if kept.all() else images[torch.tensor(kept)],
+        images,
         labels,
         tuple(classes),
         _draw_splits(labels, groups, rows.split, shares, seed),
@@ -352,15 +352,14 @@ def _report(rows, classes, on_error):
 
 # %% ../../nbs/api/data/own_images.ipynb #1897b699
 def _check_rows(rows, classes, decoding):
-    "Decode the files of rows and find all problems; return images, their index, and rows."
+    "Decode the files of rows and find all problems; return images and rows."
     if classes is not None:
         rows = _add(rows, _unknown_classes(_good(rows), classes))
     images, rows = _decode(rows, decoding)
-    decoded = _good(rows).index
     rows = _add(rows, _class_conflicts(_good(rows)))
     rows = rows.assign(group=_join_groups(_good(rows)).group)
     rows = _add(rows, _leaks(_good(rows)))
-    return images, decoded, _add(rows, _small_classes(_good(rows)))
+    return images, _add(rows, _small_classes(_good(rows)))
 
 # %% ../../nbs/api/data/own_images.ipynb #9bf7fecb
 def from_dataframe(
@@ -391,7 +390,7 @@ def from_dataframe(
     _check_table(table, columns.values(), source)
     classes = None if classes is None else [str(c) for c in classes]
     rows = _named_rows(table, columns, source, root)
-    images, decoded, rows = _check_rows(rows, classes, decoding)
+    images, rows = _check_rows(rows, classes, decoding)
     skipped = _report(rows, classes, on_error)
     good = _good(rows)
     found = set(good.label)
@@ -399,10 +398,11 @@ def from_dataframe(
     if len(names) < 2:
         raise ValueError(f"at least two classes are needed, found {', '.join(names) or 'none'}")
     _warn_modes(good)
-    kept = decoded.isin(good.index)
+    if len(good) < len(images):
+        images = load_images(good.file, **decoding).images
     about = dict(name=name, source=source, skipped=skipped, fit=decoding.get("fit", "squish"))
     about["files"] = tuple(map(str, good.file))
-    return _image_data(good, images, kept, names, shares, seed, **about)
+    return _image_data(good, images, names, shares, seed, **about)
 
 # %% ../../nbs/api/data/own_images.ipynb #13fe6e80
 def read_table(
@@ -675,9 +675,10 @@ def from_arrays(
     rows = _join_copies(rows[rows.label.isin(chosen)])
     for problem in _small_classes(rows).values():
         raise ValueError(f"images cannot be split: {problem}")
-    kept = np.isin(range(len(images)), rows.index)
+    if len(rows) < len(images):
+        images = images[torch.tensor(rows.index)]
     rows = rows.assign(label=rows.label.map(dict(zip(chosen, names, strict=True))))
-    return _image_data(rows, images, kept, names, shares, seed, name=name, source=source)
+    return _image_data(rows, images, names, shares, seed, name=name, source=source)
 
 # %% ../../nbs/api/data/own_images.ipynb #36cff257
 _MAX_NPZ = 2**35  # size limit of an unpacked .npz in bytes; the largest MedMNIST file has 34 GB
