@@ -15,9 +15,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
-from .core.checks import check_channels, check_positive
+from .core.checks import check_channels, check_pixel_stats, check_positive
 from .pretrained import grey_weight, timm_encoder
 
 # %% ../nbs/api/models.ipynb #20cc75fe
@@ -68,6 +68,11 @@ def resnet_encoder(
         ) from error
     if channels == 1:
         model.conv1 = _grey(model.conv1)
+    if weights:
+        images = get_model_weights(name).DEFAULT.transforms()
+        stats = check_pixel_stats((images.mean, images.std), channels)
+        model.pixel_stats = tuple(map(torch.tensor, stats))
+        model.pretrained = True
     model.fc = nn.Identity()
     model.made_by = dict(maker="resnet_encoder", depth=depth, channels=channels)
     return model.to(memory_format=torch.channels_last)
@@ -114,10 +119,10 @@ def encoder_width(
     images = images[:2]
     try:
         features = encode(encoder, images)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:  # timm's transformers assert
         raise ValueError(
             f"encoder fails on images of shape {tuple(images.shape)} (n, channels, height, width): "
-            f"{error}; make it for this number of channels and this size"
+            f"{error}; {_what_fits(encoder, images)}"
         ) from error
     if not isinstance(features, torch.Tensor):
         raise TypeError(
@@ -130,6 +135,19 @@ def encoder_width(
             f"for {len(images)} images; end it with nn.Flatten()"
         )
     return features.shape[1]
+
+# %% ../nbs/api/models.ipynb #da22b7ee
+def _what_fits(encoder, images):
+    "How to make encoder and images fit"
+    size = getattr(encoder, "image_size", None)
+    if size is None or images.shape[-2:] == (size, size):
+        return "make it for this number of channels and this size"
+    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    multiple = f", any multiple of {patch[0]}" if patch else ""
+    return (
+        f"it takes images of {size} x {size} pixels: resize them to this size, "
+        f"or make it with timm_encoder(..., image_size=N){multiple}"
+    )
 
 # %% ../nbs/api/models.ipynb #3fa1c2de
 def _check_weights(encoder):

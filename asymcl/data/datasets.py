@@ -42,7 +42,7 @@ from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 from torchvision.utils import make_grid
 
 # %% ../../nbs/api/data/datasets.ipynb #a922eed2
-from ..core.checks import check_seed
+from ..core.checks import check_pixel_stats, check_seed
 from asymcl.data.imbalance import (
     BalancedSampler,
     advice_on_counts,
@@ -436,11 +436,16 @@ def loader_for(
     images,  # (n, channels, height, width) uint8
     labels=None,  # (n,) int64; None: the batches are (x,)
     batch_size=128,  # images of a batch, >= 1
+    pixel_stats=None,  # mean and std (channels,) of pixels in 0..1; None: the training images'
     **kwargs,  # arguments of ImageLoader: shuffle, drop_last, device, data_device
 ) -> ImageLoader:
-    "Make a loader over any images, normalised by this data's training split."
+    "Make a loader over any images. Raises ValueError for unsuitable `pixel_stats`."
     dataset = images if labels is None else (images, labels)
-    return ImageLoader(dataset, *self.channel_stats(), self.classes, bs=batch_size, **kwargs)
+    if pixel_stats is None:
+        stats = self.channel_stats()
+    else:
+        stats = map(torch.tensor, check_pixel_stats(pixel_stats, self.images.shape[1]))
+    return ImageLoader(dataset, *stats, self.classes, bs=batch_size, **kwargs)
 
 # %% ../../nbs/api/data/datasets.ipynb #f1375c0f
 @patch
@@ -450,7 +455,7 @@ def loader(
     batch_size=None,  # images of a batch, >= 1; None: the default batch size
     shuffle=False,  # True: a new random order every epoch
     drop_last=False,  # True: drop the last batch if it is smaller
-    **kwargs,  # arguments of ImageLoader: device, data_device
+    **kwargs,  # arguments of `loader_for` and ImageLoader: pixel_stats, device, data_device
 ) -> ImageLoader:
     "Make a loader over one split; raise ValueError if it would have no batch."
     indices = self._indices(split)
@@ -472,6 +477,7 @@ def dls(
     at_least=2,  # images of each class in every batch of the sampler
     device=None,  # device of the batches; None: fastai's default device
     data_device=None,  # device of the images; None: `device`, or "cpu" if they do not fit
+    pixel_stats=None,  # mean and std (channels,) of pixels in 0..1; None: the training images'
 ) -> DataLoaders:  # loaders of the training, validation and test split
     "Make fastai's DataLoaders, with the class names as `vocab`. Training ignores the test loader."
     if batch_size is None:
@@ -484,7 +490,13 @@ def dls(
     if alpha is not None:
         sampler = BalancedSampler(self.labels[self._indices("train")], batch_size, alpha, at_least)
     device = default_device() if device is None else device
-    make = partial(self.loader, batch_size=batch_size, device=device, data_device=data_device)
+    make = partial(
+        self.loader,
+        batch_size=batch_size,
+        pixel_stats=pixel_stats,
+        device=device,
+        data_device=data_device,
+    )
     train = make("train", shuffle=True, drop_last=True, sampler=sampler)
     dls = DataLoaders(train, make("valid"), make("test"), device=device)
     dls.vocab = list(self.classes)

@@ -661,7 +661,7 @@ class TwoStageLearner(_Shared):
 def fit_contrastive(
     self: TwoStageLearner,
     epochs=10,  # number of passes over the training images, >= 1
-    lr=3e-3,  # highest learning rate of the cycle, > 0; a slice or list: for the parameter groups
+    lr=None,  # highest learning rate > 0; slice or list: by group; None: 3e-3, pretrained 1e-3
     keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
     resume=False,  # True: resume even if initial weights or random state differ
     **kwargs,  # further arguments of fit_one_cycle, such as cbs
@@ -670,6 +670,8 @@ def fit_contrastive(
 
     Raises ValueError for values out of range and for a folder of another training, OSError for
     a folder that cannot be used."""
+    if lr is None:
+        lr = 1e-3 if getattr(self.encoder, "pretrained", False) else 3e-3
 
     def settings():
         data = getattr(self.dls, "image_data", None)
@@ -857,7 +859,7 @@ def fit(
     classifier_epochs=10,  # number of epochs of stage 2
     keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
     *,
-    contrastive_lr=3e-3,  # highest learning rate of stage 1, as for `fit_contrastive`
+    contrastive_lr=None,  # highest learning rate of stage 1, as for `fit_contrastive`
     classifier_lr=1e-2,  # highest learning rate of stage 2
     cbs=None,  # further callbacks of stage 1
     resume=False,  # as for `fit_contrastive`
