@@ -1,6 +1,6 @@
 """Stage 1 of pretrained and of random weights over learning rates, scored on validation images only.
 
-python benchmarks/fine_tuning.py [--source FOLDER] [--seeds 5] [--epochs 4] [--out FILE]
+python benchmarks/fine_tuning.py [--source FOLDER] [--seeds 5] [--epochs 4] [--variants NAME ...] [--out FILE]
 
 The small encoder starts from the bundled weights (eight other classes of Fashion-MNIST) or from random weights, and is trained
 by AFCL on T-shirts and shirts at 98:2. A row is one training: the nearest-neighbour balanced accuracy of the embeddings after
@@ -76,6 +76,7 @@ def main():
     parser.add_argument("--source", default="sample", help="folder with the four files, or sample")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--epochs", type=int, default=4, help="epochs of stage 1")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="which")
     args = parser.parse_args()
     rates, seeds, epochs = (RATES, args.seeds, args.epochs) if not args.toy else ((1e-3,), 1, 1)
     rows = []
@@ -89,7 +90,7 @@ def main():
         common = {"seed": seed}
         rows.append(common | {"variant": "frozen", "lr": None} | frozen(data, seed))
         for rate in rates:
-            for variant in VARIANTS:
+            for variant in args.variants:
                 result = train(data, variant, rate, epochs, seed)
                 rows.append(common | {"variant": variant, "lr": rate} | result)
     sizes = {split: data.counts(split).tolist() for split in ("train", "valid")}
