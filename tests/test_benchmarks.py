@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
 SECTIONS = {
-    "training": ["stage1", "parts", "options", "options --bf16", "allocator", "stage2", "whole"]
+    "large_images": ["memory", "speed", "features"],
+    "training": ["stage1", "parts", "options", "options --bf16", "allocator", "stage2", "whole"],
 }
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "record")
 RECORDS = [path for path in sorted(RESULTS.glob("*.json")) if path.stem in SCRIPTS]
