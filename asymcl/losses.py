@@ -346,7 +346,7 @@ def asymmetric_focal_contrastive_loss(
     temperature=0.07,  # divisor > 0 of the cosine similarities: number or scalar tensor
     averaging="pairs",  # "pairs": divide each sum by its pairs; "batch": by the number of anchors
     normalize=True,  # scale embeddings (and reference) to length one first
-    reduction="mean",  # "mean", "sum" or "none" of anchors; "mean_positive": of those with positives
+    reduction="mean",  # "mean", "sum", "none" of anchors; "mean_positive": of those with positives
     reference=None,  # (r, d) further columns that are not anchors, with gradient
     reference_labels=None,  # labels (r,) or (r, classes) of the reference
     reference_only=False,  # compare anchors only with the reference

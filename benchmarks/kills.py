@@ -97,7 +97,7 @@ def kept(folder):
 def run(folder, delay=None, write=None, number=signal.SIGKILL):
     "Train, and stop after `delay` seconds, or `delay` seconds after write number `write` began: report, exit status"
     child, reads = start(folder)
-    told, stop, rest = (
+    report, stop, rest = (
         b"",
         None if delay is None or write is not None else time.monotonic() + delay,
         True,
@@ -106,21 +106,21 @@ def run(folder, delay=None, write=None, number=signal.SIGKILL):
     while rest:
         try:
             piece = os.read(reads, 2**16)
-            told, rest = told + piece, bool(piece)
+            report, rest = report + piece, bool(piece)
         except BlockingIOError:
             time.sleep(0.0005)
-        if write is not None and stop is None and told.count(b"w") >= write:
+        if write is not None and stop is None and report.count(b"w") >= write:
             stop = time.monotonic() + delay
         if stop is not None and time.monotonic() >= stop:
             os.kill(child, number)
             stop, write = None, None
     os.close(reads)
-    return told, os.waitpid(child, 0)[1]
+    return report, os.waitpid(child, 0)[1]
 
 
-def figures(told):
+def figures(report):
     "What a training reported at its end"
-    return json.loads(told[told.index(b"{") :])
+    return json.loads(report[report.index(b"{") :])
 
 
 def main():
@@ -148,17 +148,19 @@ def main():
                 if writing
                 else dict(delay=draw.uniform(0, length))
             )
-            told, status = run(folder, **moment) if counts["kills"] < options.kills else run(folder)
-            done = max(done, 0) + told.split(b"{")[0].count(b"k")
+            report, status = (
+                run(folder, **moment) if counts["kills"] < options.kills else run(folder)
+            )
+            done = max(done, 0) + report.split(b"{")[0].count(b"k")
             if status == 0:
-                counts["other_figures"] += figures(told) != want
+                counts["other_figures"] += figures(report) != want
                 break
             if not os.WIFSIGNALED(status):
                 sys.exit(
                     f"a training ended by itself with exit code {os.waitstatus_to_exitcode(status)}"
                 )
             counts["kills"] += 1
-            counts["while_writing"] += told.count(b"w") > told.count(b"k")
+            counts["while_writing"] += report.count(b"w") > report.count(b"k")
             try:
                 there = kept(folder)
                 counts["epochs_lost"] += max(0, done - there)
@@ -171,14 +173,14 @@ def main():
         shutil.rmtree(folder)
     for name, number in dict(SIGTERM=signal.SIGTERM, SIGINT=signal.SIGINT).items():
         folder = place / name
-        told, status = run(folder, delay=0.002, write=3, number=number)
+        report, status = run(folder, delay=0.002, write=3, number=number)
         counts[name] = dict(
             exit_code=os.waitstatus_to_exitcode(status),
             kept=kept(folder),
-            reported=told.count(b"k"),
+            reported=report.count(b"k"),
         )
-        told, status = run(folder)
-        counts[name]["same_figures"] = figures(told) == want
+        report, status = run(folder)
+        counts[name]["same_figures"] = figures(report) == want
     shutil.rmtree(place)
     facts = dict(seconds_of_a_training=round(length, 1), epochs=sum(EPOCHS.values()))
     save(record([counts], **facts), options.out)

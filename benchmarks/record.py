@@ -40,7 +40,7 @@ def processor():
 
 
 def driver():
-    "Version of the GPUs' driver as nvidia-smi says it; None without that command"
+    "Version of the GPUs' driver as nvidia-smi reports it; None without that command"
     if not which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

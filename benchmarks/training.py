@@ -562,12 +562,12 @@ def report(results, base):
 # The whole run
 
 
-class Pictures(torch.utils.data.Dataset):
+class PilImages(torch.utils.data.Dataset):
     "PIL images and labels of a split, each image transformed when it is asked for"
 
     def __init__(self, data, split, transform):
         chosen = data.splits[split]
-        self.pictures, self.labels = (
+        self.images, self.labels = (
             [Image.fromarray(image[0].numpy()) for image in data.images[chosen]],
             data.labels[chosen].tolist(),
         )
@@ -577,17 +577,17 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, i):
-        return self.transform(self.pictures[i]), self.labels[i]
+        return self.transform(self.images[i]), self.labels[i]
 
 
 class TwoCropTransform:
-    "Two views of one picture"
+    "Two views of one image"
 
     def __init__(self, transform):
         self.transform = transform
 
-    def __call__(self, picture):
-        return torch.stack([self.transform(picture), self.transform(picture)])
+    def __call__(self, image):
+        return torch.stack([self.transform(image), self.transform(image)])
 
 
 def usual_recipe(data, settings, seed, args, workers):
@@ -613,10 +613,10 @@ def usual_recipe(data, settings, seed, args, workers):
         persistent_workers=workers > 0,
     )
     plain = transforms.Compose(end)
-    views = make(Pictures(data, "train", TwoCropTransform(augment)), shuffle=True, drop_last=True)
+    views = make(PilImages(data, "train", TwoCropTransform(augment)), shuffle=True, drop_last=True)
     train, valid = (
-        make(Pictures(data, "train", plain), shuffle=True),
-        make(Pictures(data, "valid", plain)),
+        make(PilImages(data, "train", plain), shuffle=True),
+        make(PilImages(data, "valid", plain)),
     )
     device = torch.device(default_device())
     model = bare_model(args, data, device)

@@ -235,12 +235,12 @@ def test_predict_answers_a_signal_with_a_line_and_keeps_its_rows(model_folder, n
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, getattr(signal, name))  # with its workers, as a terminal does
-    said = process.communicate(timeout=60)[1].splitlines()
+    printed = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == code
-    assert said[-1].endswith(
+    assert printed[-1].endswith(
         f"stopped; the rows so far are in {rows}.part, and the same command resumes"
     )
-    assert len(said) == 1 or "not calibrated" in said[0] and len(said) == 2
+    assert len(printed) == 1 or "not calibrated" in printed[0] and len(printed) == 2
     done = len(list(csv.DictReader(part.open())))
     assert 0 < done < 20_000 and not (model_folder / rows).exists()
     assert (model_folder / f"{name}.npy.part").stat().st_size >= 128 + done * 256 * 4

@@ -452,7 +452,7 @@ def test_command_that_loses_a_rank_reports_the_runs_that_were_done(tmp_path):
     assert [r["method"] for r in rows] == ["CL"]
 
 
-def test_only_the_first_process_speaks_of_a_bad_option(monkeypatch, capsys):
+def test_only_the_first_process_reports_a_bad_option(monkeypatch, capsys):
     from asymcl.cli.compare import (
         compare_command,  # here, for ranks import this file and have no use for it
     )
@@ -460,9 +460,9 @@ def test_only_the_first_process_speaks_of_a_bad_option(monkeypatch, capsys):
     messages = []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as refused:
+        with pytest.raises(SystemExit) as stopped:
             compare_command(["--proportions", "90:0"])
         messages.append(
-            (refused.value.code, capsys.readouterr().err.count("asymcl-compare: error: "))
+            (stopped.value.code, capsys.readouterr().err.count("asymcl-compare: error: "))
         )
     assert messages == [(2, 1), (2, 0)]

@@ -1,4 +1,4 @@
-"""What fastai users do with a Learner works on both stages, or raises an error that says why."""
+"""What fastai users do with a Learner works on both stages, or raises an error that states why."""
 
 import importlib
 import sys

@@ -131,7 +131,7 @@ def folder(tmp_path_factory):
 
 
 def fuzz(few, **strategies):
-    "Decorator: the test sees `few` inputs, or as many as ASYMCL_FUZZ says, each within its time, each counted"
+    "Decorator: the test sees `few` inputs, or as many as ASYMCL_FUZZ sets, each within its time, each counted"
 
     def decorate(test):
         @settings(
@@ -160,25 +160,25 @@ def fuzz(few, **strategies):
     return decorate
 
 
-REFUSED = object()
+REJECTED = object()
 
 
 def attempt(names, call, *args, **kwargs):
-    "What a call gives, or REFUSED where it raises a documented error that holds one of `names`"
+    "What a call gives, or REJECTED where it raises a documented error that holds one of `names`"
     try:
         return call(*args, **kwargs)
     except TypeError:
-        return REFUSED  # in Python's words, for what is of another kind altogether
+        return REJECTED  # in Python's words, for what is of another kind altogether
     except OverflowError as error:
         assert "too large" in str(error) or "too big" in str(error), error  # for hundreds of digits
-        return REFUSED
+        return REJECTED
     except (ValueError, OSError) as error:
         if "inhomogeneous" in str(error) or "expected sequence" in str(error):
-            return REFUSED  # NumPy and PyTorch on ragged lists
+            return REJECTED  # NumPy and PyTorch on ragged lists
         assert any(str(name) in str(error) for name in names), (
             f"{type(error).__name__} names none of {names}: {error}"
         )
-        return REFUSED
+        return REJECTED
 
 
 def mostly(usual, odd):
@@ -389,11 +389,11 @@ def steepness(x, others, eta=0, gamma=0, temperature=0.07, normalize=True, **_):
 
 
 def check_loss(call, args, kwargs):
-    "A loss is refused, or finite with a gradient that is finite unless its true value is too large for the type"
+    "A loss raises an error, or is finite with a gradient that is finite unless its true value is too large for the type"
     tensors = [args[name].requires_grad_() for name in ("embeddings", "reference") if name in args]
     finite = all(x.isfinite().all() for x in tensors)
     loss = attempt(LOSS_NAMES, call, **args)
-    if loss is REFUSED:
+    if loss is REJECTED:
         return
     assert finite, "values that are no numbers went through"
     assert loss.isfinite().all() and (loss >= 0).all(), loss
@@ -415,7 +415,7 @@ def test_loss_module(args, kwargs, kind):
     fixed = {CL: ("gamma", "eta"), FCL: ("eta",), ACL: ("gamma",), AFCL: ()}[kind]
     kwargs = {name: value for name, value in kwargs.items() if name not in fixed}
     module = attempt(LOSS_NAMES, kind, **kwargs)
-    if module is not REFUSED:
+    if module is not REJECTED:
         check_loss(module, args, module.settings)
 
 
@@ -487,7 +487,7 @@ def test_read_idx(folder, data):
     path = folder / ("some-idx.gz" if data[:1] == b"\x1f" else "some-idx")
     path.write_bytes(data)
     found = attempt([path], read_idx, path)
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert found.dtype == torch.uint8 and found.numel() and found.sum() >= 0
 
 
@@ -537,7 +537,7 @@ def test_fashion_mnist(folder, which, data, args):
         fashion_mnist,
         **dict(classes=(0, 1), source=folder) | args,
     )
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert found.counts("train").min() > 0 and len(repr(found)) > 20
 
 
@@ -613,7 +613,7 @@ def test_decoding_options(folder, options, cache_limit):
         cache_limit=cache_limit,
         workers=0,
     )
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert len(found.images) + len(found.problems) == 1
 
 
@@ -677,7 +677,7 @@ def test_zip_members(folder, data):
     path = folder / "images.zip"
     path.write_bytes(data)
     members = attempt([path], zip_members, path)
-    for file in () if members is REFUSED else members.values():
+    for file in () if members is REJECTED else members.values():
         attempt(["cannot be read", "is empty", "is larger"], read_file, file)
 
 
@@ -706,7 +706,7 @@ def test_from_npz(folder, data):
     path = folder / "arrays.npz"
     path.write_bytes(data)
     found = attempt([path, "images", "labels", "class"], from_npz, path)
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert found.counts("train").min() > 0
 
 
@@ -800,7 +800,7 @@ def test_from_arrays(images, labels, form, args):
     with contextlib.suppress(ValueError, TypeError, RuntimeError, OverflowError):
         labels = form(labels)
     found = attempt(["image", "label", "class", *args], from_arrays, images, labels, **args)
-    if found is REFUSED:
+    if found is REJECTED:
         return
     assert (
         sum(map(len, found.splits.values())) == len(found.images)
@@ -920,7 +920,7 @@ def tables(draw, cell):
 @fuzz(120, table=tables(cells), options=table_options)
 def test_from_dataframe(photos, table, options):
     found = attempt(TABLE_NAMES, from_dataframe, table, root=photos, **options)
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert found.counts("train").min() > 0 and len(found.files) == len(found.images)
 
 
@@ -941,13 +941,13 @@ def test_from_csv(photos, data, options):
     path = photos / "data.csv"
     path.write_bytes(data)
     table = attempt([path], read_table, data, path)
-    if table is not REFUSED:
+    if table is not REJECTED:
         assert all(
             value is None or isinstance(value, str) or value != value
             for value in table.to_numpy().flat
         )
     found = attempt(TABLE_NAMES, from_csv, path, **options)
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert found.counts("train").min() > 0
 
 
@@ -997,7 +997,7 @@ def test_image_folder(folder, names, where, link, options):
         workers=0,
         **options,
     )
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert found.counts("train").min() > 0
 
 
@@ -1062,7 +1062,7 @@ def test_read_records(folder, data):
     (folder / "kept").mkdir(exist_ok=True)
     (folder / "kept" / "one.json").write_bytes(data)
     found = attempt(["kept"], read_records, folder / "kept")
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert len(found) and "rare" in found
 
 
@@ -1169,19 +1169,19 @@ number_lists = st.lists(mostly(st.integers(0, 50), ODD_NUMBERS), max_size=4)
 def test_counting_and_drawing(y, numbers, others, x, seed):
     generator = torch.Generator().manual_seed(seed)
     counts = attempt(NUMBER_NAMES, imbalance.class_counts, y)
-    if counts is not REFUSED:
+    if counts is not REJECTED:
         assert counts.sum() == len(y)
     attempt(NUMBER_NAMES, imbalance.class_counts, y, 4)
     found = attempt(NUMBER_NAMES, imbalance.proportional_counts, numbers, others, x)
-    assert found is REFUSED or sum(found) == (sum(found) if x is None else x) and min(found) > 0
+    assert found is REJECTED or sum(found) == (sum(found) if x is None else x) and min(found) > 0
     if isinstance(x, str | bytes | list):
         return
     found = attempt(NUMBER_NAMES, imbalance.long_tail_counts, 50, 4, x)
-    assert found is REFUSED or found == sorted(found, reverse=True) and found[-1] > 0
+    assert found is REJECTED or found == sorted(found, reverse=True) and found[-1] > 0
     found = attempt(NUMBER_NAMES, imbalance.draw_indices, y, numbers, generator)
-    assert found is REFUSED or len(found) == sum(int(n) for n in numbers)
+    assert found is REJECTED or len(found) == sum(int(n) for n in numbers)
     found = attempt(NUMBER_NAMES, imbalance.split_groups, y, y, others, generator)
-    assert found is REFUSED or sum(map(len, found)) == len(y)
+    assert found is REJECTED or sum(map(len, found)) == len(y)
 
 
 @fuzz(
@@ -1193,7 +1193,7 @@ def test_counting_and_drawing(y, numbers, others, x, seed):
 )
 def test_balanced_sampler(y, batch_size, alpha, at_least):
     sampler = attempt(NUMBER_NAMES, imbalance.BalancedSampler, y, batch_size, alpha, at_least)
-    if sampler is REFUSED:
+    if sampler is REJECTED:
         return
     assert at_least == int(at_least) and 0 <= alpha <= 1
     classes = torch.as_tensor(y).tolist()
@@ -1210,7 +1210,7 @@ def test_balanced_sampler(y, batch_size, alpha, at_least):
 )
 def test_suggest(counts, batch_size, averaging):
     found = attempt([*NUMBER_NAMES, "averaging"], tune.suggest, counts, batch_size, averaging)
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert 1 <= found.settings["eta"] < math.inf
 
 
@@ -1288,7 +1288,7 @@ def test_metrics_of_labels_and_probabilities(p, y, z, n_classes, weights):
 
     def check(function, *args, absent=True):
         found = attempt(METRIC_NAMES, function, *args)
-        if found is not REFUSED:
+        if found is not REJECTED:
             assert 0 <= found <= 1 or math.isnan(found) and absent, (function, found)
 
     check(metrics.unweighted_accuracy, z, y, absent=False)
@@ -1303,7 +1303,7 @@ def test_metrics_of_labels_and_probabilities(p, y, z, n_classes, weights):
     found = attempt(
         METRIC_NAMES, metrics.evaluate_predictions, p, y, [f"c{i}" for i in columns], weights
     )
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert math.isfinite(found["unweighted_accuracy"]) and math.isfinite(
             found["calibration_error"]
         )
@@ -1319,7 +1319,7 @@ def test_metrics_of_labels_and_probabilities(p, y, z, n_classes, weights):
 )
 def test_knn_accuracy(x, y, k):
     found = attempt(METRIC_NAMES, metrics.knn_unweighted_accuracy, x, y, k)
-    if found is not REFUSED:
+    if found is not REJECTED:
         assert 0 <= found <= 1 and x.isfinite().all()
 
 
@@ -1337,12 +1337,12 @@ finite = st.floats(-1e100, 1e100)
 def test_statistics(numbers, level, n):
     plain = all(isinstance(x, int | float) and abs(x) < 1e101 for x in numbers)
     found = attempt(METRIC_NAMES, statistics.mean_interval, numbers, level)
-    if found is not REFUSED and plain:
+    if found is not REJECTED and plain:
         assert math.isfinite(found[0]) and (len(numbers) == 1 or found[1] <= found[0] <= found[2])
     found = attempt(METRIC_NAMES, statistics.permutation_test, numbers)
-    assert found is REFUSED or 0 < found <= 1
+    assert found is REJECTED or 0 < found <= 1
     found = attempt(METRIC_NAMES, statistics.holm, numbers)
-    assert found is REFUSED or ((found >= 0) & (found <= 1)).all()
+    assert found is REJECTED or ((found >= 0) & (found <= 1)).all()
     if not isinstance(n, bytes | str | list):
         attempt(METRIC_NAMES, statistics.smallest_p, n)
 
@@ -1438,12 +1438,12 @@ def command(call, given, codes=(0, 2, 130)):
             code = call(given) or 0
         except SystemExit as end:
             code = end.code or 0
-    said = [line for line in err.getvalue().splitlines() if "warn" not in line.lower()]
+    printed = [line for line in err.getvalue().splitlines() if "warn" not in line.lower()]
     assert code in codes and "Traceback" not in err.getvalue(), err.getvalue()
-    assert code == 0 or said and said[-1].startswith("asymcl-") or "\n  " in err.getvalue(), (
+    assert code == 0 or printed and printed[-1].startswith("asymcl-") or "\n  " in err.getvalue(), (
         err.getvalue()
     )
-    assert code == 0 or len(said) == 1 or "\n  " in err.getvalue(), err.getvalue()
+    assert code == 0 or len(printed) == 1 or "\n  " in err.getvalue(), err.getvalue()
     return code
 
 
@@ -1546,9 +1546,9 @@ def test_load_model(folder, files):
     file = folder / "broken model.safetensors"
     file.write_bytes(with_digest(*files))
     model = attempt([file], load_model, file, ENCODER)
-    if model is not REFUSED:
+    if model is not REJECTED:
         found = attempt(["not finite"], model.predict, PIXELS)
-        if found is not REFUSED:
+        if found is not REJECTED:
             assert torch.isfinite(found[1]).all() and found[1].shape == (3, 2)
 
 
@@ -1595,10 +1595,10 @@ def test_temperature_and_threshold(logits, recall):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="temperature .* is at a bound")
         found = attempt(["logits"], fit_temperature, x, y)
-    assert found is REFUSED or 1e-3 <= found <= 1e3
+    assert found is REJECTED or 1e-3 <= found <= 1e3
     p = x.nan_to_num().softmax(1)[:, 1]
     found = attempt(["recall"], threshold_for_recall, p, y == 1, recall, None)
-    assert found is REFUSED or (p[y == 1] >= found).float().mean() >= recall - 1e-6
+    assert found is REJECTED or (p[y == 1] >= found).float().mean() >= recall - 1e-6
 
 
 @pytest.fixture(scope="module")

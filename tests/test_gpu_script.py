@@ -44,7 +44,7 @@ def test_without_cuda_everything_is_listed_and_skipped(nvidia_smi, visible, why,
 
 
 @pytest.mark.slow
-def test_a_device_that_pytorch_cannot_use_is_said_in_one_line(tmp_path):
+def test_a_device_that_pytorch_cannot_use_is_reported_in_one_line(tmp_path):
     done = run(tmp_path, "echo 1.2", "99", "--here")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

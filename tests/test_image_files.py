@@ -91,8 +91,8 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(photos, expected, tmp_p
 @pytest.mark.slow
 def test_two_writers_at_once_agree(photos, expected, tmp_path):
     writers = [start(photos, tmp_path) for _ in range(2)]
-    said = [writer.communicate()[0].split() for writer in writers]
-    assert said == [["ready", "240", str(int(expected.long().sum()))]] * 2
+    printed = [writer.communicate()[0].split() for writer in writers]
+    assert printed == [["ready", "240", str(int(expected.long().sum()))]] * 2
     assert len(list(tmp_path.glob("*.npy"))) == 1 and not list(tmp_path.glob("*.part"))
 
 
@@ -257,7 +257,9 @@ def test_no_group_is_ever_in_two_splits(images, seed):
     st.floats(0, 1),
     st.integers(1, 40),
 )
-def test_every_batch_has_enough_of_every_class_or_is_refused(counts, at_least, alpha, batch_size):
+def test_every_batch_has_enough_of_every_class_or_raises_an_error(
+    counts, at_least, alpha, batch_size
+):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     if batch_size > len(labels) or at_least * len(counts) > batch_size:
         with pytest.raises(ValueError):

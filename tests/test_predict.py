@@ -80,7 +80,7 @@ def run(capsys, *arguments):
     return code, capsys.readouterr().err
 
 
-ASKED = ["model.safetensors", "images", "--encoder", "own:encoder", "--recall", "0.9"]
+COMMAND = ["model.safetensors", "images", "--encoder", "own:encoder", "--recall", "0.9"]
 
 
 def outputs(name):
@@ -89,8 +89,8 @@ def outputs(name):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_command_keeps_its_rows_and_resumes(place, capsys):
-    assert run(capsys, *ASKED, *outputs("whole"))[0] == 1
-    command = [sys.executable, "-m", "asymcl.cli.predict", *ASKED, *outputs("killed")]
+    assert run(capsys, *COMMAND, *outputs("whole"))[0] == 1
+    command = [sys.executable, "-m", "asymcl.cli.predict", *COMMAND, *outputs("killed")]
     process = subprocess.Popen(command, env=os.environ | {"HANG": "1"})
     part, features = Path("killed.csv.part"), Path("killed.npy.part")
     end = time.monotonic() + 200
@@ -108,7 +108,7 @@ def test_a_killed_command_keeps_its_rows_and_resumes(place, capsys):
         file.write(b"".join(lines[129:140])[:-3])
     with open(features, "ab") as file:
         file.write(b"torn")
-    code, err = run(capsys, *ASKED, *outputs("killed"))
+    code, err = run(capsys, *COMMAND, *outputs("killed"))
     assert code == 1 and "3 of 300 files could not be read" in err and "images/005.png" in err
     for ending in ("csv", "npy"):
         assert Path(f"killed.{ending}").read_bytes() == Path(f"whole.{ending}").read_bytes()
@@ -118,35 +118,35 @@ def test_a_killed_command_keeps_its_rows_and_resumes(place, capsys):
 
 
 def test_resuming_reads_only_what_is_missing(place, capsys, monkeypatch):
-    asked = TrainedModel.predict_files
+    original = TrainedModel.predict_files
 
     def stop(model, files, *args):
-        for i, answer in enumerate(asked(model, files, *args)):
+        for i, answer in enumerate(original(model, files, *args)):
             if i == 200:
                 raise KeyboardInterrupt
             yield answer
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainedModel, "predict_files", stop)
-        code, err = run(capsys, *ASKED, "--out", "again.csv")
+        code, err = run(capsys, *COMMAND, "--out", "again.csv")
     assert code == 130 and "stopped; the rows so far are in again.csv.part" in err
     seen = []
     monkeypatch.setattr(
         TrainedModel,
         "predict_files",
-        lambda m, files, *a: seen.append(len(files)) or asked(m, files, *a),
+        lambda m, files, *a: seen.append(len(files)) or original(m, files, *a),
     )
     assert len(pd.read_csv("again.csv.part")) == 128
-    code, err = run(capsys, *ASKED, "--out", "again.csv")
+    code, err = run(capsys, *COMMAND, "--out", "again.csv")
     assert code == 1 and seen[-1] == 172 and len(pd.read_csv("again.csv")) == 300
-    code, err = run(capsys, *ASKED, "--out", "again.csv")
+    code, err = run(capsys, *COMMAND, "--out", "again.csv")
     assert code == 2 and "again.csv exists already" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_shown_on_a_terminal_only(place, capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    code, err = run(capsys, *ASKED, "--out", f"shown-{terminal}.csv")
+    code, err = run(capsys, *COMMAND, "--out", f"shown-{terminal}.csv")
     assert code == 1 and "3 of 300 files could not be read" in err
     if not terminal:
         assert "\r" not in err and "of 300 files could" in err and "#" not in err
@@ -211,12 +211,12 @@ def test_wrong_encoders_are_one_line(place, capsys, encoder, message):
     assert message in err and err.count("\n") == 1
 
 
-def test_the_line_says_what_is_promised_and_too_few_images_are_an_error(place, capsys):
-    code, err = run(capsys, *ASKED)
+def test_the_line_states_what_is_promised_and_too_few_images_are_an_error(place, capsys):
+    code, err = run(capsys, *COMMAND)
     assert code == 1 and "b if most probable, or from a probability of" in err
     assert "for a recall of 0.9 with confidence 0.95; on the validation images recall" in err
     assert "not calibrated" not in err
-    code, err = run(capsys, *ASKED[:-1], "0.99")
+    code, err = run(capsys, *COMMAND[:-1], "0.99")
     assert code == 2 and err.count("\n") == 1
     assert "error: --recall 0.99 with confidence 0.95 needs at least 299 validation" in err
 

@@ -43,7 +43,7 @@ def figures(request, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads(out.read_text())["rows"]
     assert figures["kills"] == request.param
-    return figures | dict(said=done.stderr)
+    return figures | dict(printed=done.stderr)
 
 
 def test_kills_lose_no_finished_epoch_and_change_no_bit(figures):
@@ -52,17 +52,17 @@ def test_kills_lose_no_finished_epoch_and_change_no_bit(figures):
 
 
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130)])
-def test_signals_leave_a_usable_state_and_say_so_in_one_line(figures, name, code):
+def test_signals_leave_a_usable_state_and_print_one_line(figures, name, code):
     ended = figures[name]
     assert (
         ended["exit_code"] == code
         and ended["same_figures"]
         and ended["kept"] >= ended["reported"] >= 1
     )
-    lines = [line for line in figures["said"].splitlines() if name in line]
+    lines = [line for line in figures["printed"].splitlines() if name in line]
     assert len(lines) == 1 and lines[0].startswith(
         f"stopped: {ended['kept']} finished epochs of stage_1 are kept in "
-    ), figures["said"]
+    ), figures["printed"]
 
 
 DELETING = """

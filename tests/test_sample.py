@@ -52,7 +52,7 @@ def test_the_sample_is_one_file_without_pickled_objects():
     )
 
 
-def test_other_files_than_the_originals_are_refused(tool, tmp_path):
+def test_other_files_than_the_originals_raise_an_error(tool, tmp_path):
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"other"))
     with pytest.raises(ValueError, match="not the original file"):
         tool.original(tmp_path, "train-labels-idx1-ubyte")

@@ -70,7 +70,7 @@ def predict(capsys):
 
 
 @pytest.mark.parametrize("way", ["pickle", "torch.save"])
-def test_a_planted_pickle_is_refused_and_not_run(model, predict, tmp_path, way):
+def test_a_planted_pickle_is_rejected_and_not_run(model, predict, tmp_path, way):
     attacked = tmp_path / "attacked"
     if way == "pickle":
         model.write_bytes(pickle.dumps(Attack(attacked)))

@@ -198,13 +198,16 @@ def prose(cell):
 
 def spelling(notebook):
     "No word that codespell takes for a typing error; it reads a folder with a file for each cell"
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as told:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
         for n, cell in enumerate(notebook["cells"], 1):
             (Path(folder) / str(n)).write_text(prose(cell), encoding="utf-8")
         codespell_lib.main(
             "--disable-colors", "--builtin=clear,rare", f"--toml={ROOT / 'pyproject.toml'}", folder
         )
-    for line in told.getvalue().splitlines():
+    for line in printed.getvalue().splitlines():
         path, _, text = line.split(":", 2)
         yield int(Path(path).name), f"spelling:{text}"
 
