@@ -7,8 +7,7 @@ and for 4 N images, each in a new process. It must not grow with the images.
 speed: seconds of a batch of 32 images, in turns within one run: decoding it (once, before the training), loading it, two random views of
 each image, and a training step of ResNet-18 on these views.
 features: images per second of `cached_features` on the first call, and seconds of the second call, on the clock and of the processor
-(which other processes change less): small encoder on 10,000 images at 28
-pixels, ResNet-18 on N images at 224 pixels.
+(which other processes change less): small encoder on 10,000 images at 28 pixels, ResNet-18 on N images at 224 pixels.
 
 The images are synthetic lesions (JPEG, 600x450 pixels).
 """
