@@ -676,9 +676,11 @@ def fit_contrastive(
     def settings():
         data = getattr(self.dls, "image_data", None)
         sampler = getattr(self.dls.train, "sampler", None)
+        stats = [getattr(self.dls.train, name, None) for name in ("mean", "std")]
         return dict(
             classes=self.classes,
             data=data and data.fingerprint(),
+            pixel_stats=[part if part is None else part.tolist() for part in stats],
             views=described_function(self.make_views),
             precision=self.precision,
             sampler=sampler and list(map(float, sampler.quotas)),
