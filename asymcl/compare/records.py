@@ -49,9 +49,9 @@ class Run:
     key: str | None = None  # name of the record without suffix; None without a record
 
     def record(self):
-        "Return method, regime, varied settings, seed, seconds and test metrics as a flat dict."
-        settings = dict(method=self.method, regime=self.regime, **self.varied)
-        return settings | dict(seed=self.seed, seconds=self.seconds, **self.metrics)
+        "Return method, varied settings, seed, regime, seconds and test metrics as a flat dict."
+        facts = dict(method=self.method, **self.varied, seed=self.seed, regime=self.regime)
+        return facts | dict(seconds=self.seconds, **self.metrics)
 
     def as_dict(self):
         "Return the fields for JSON: without tensors, facts about the data, and key."
