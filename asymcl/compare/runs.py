@@ -22,7 +22,6 @@ from torch import nn
 from .data import describe_data
 from .records import Run
 from asymcl.core.settings import (
-    BUNDLED,
     END_TO_END,
     LOSS_FIELDS,
     check_values,
@@ -33,7 +32,7 @@ from ..distributed import DistributedMean
 from ..losses import ACL, AFCL, CL, FCL
 from ..metrics import evaluate_predictions, unweighted_accuracy
 from ..models import encode_all, encoder_width, resnet_encoder, small_encoder
-from ..pretrained import describe_weights, load_weights, timm_encoder
+from ..pretrained import load_weights, timm_encoder
 
 # %% ../../nbs/api/compare/runs.ipynb #d0df5278
 from asymcl.train.baselines import (
@@ -110,17 +109,7 @@ def make_encoder(
 
 def _pixel_stats(encoder, settings):
     "Return mean and standard deviation of the pixels of the pretrained weights, if known."
-    if settings.weights in BUNDLED:
-        about = describe_weights(settings.weights)
-        return torch.tensor(about["mean"]), torch.tensor(about["std"])
     return None if settings.weights is None else getattr(encoder, "pixel_stats", None)
-
-
-def _normalised(loader, stats):
-    "Let a loader normalise pixels by these numbers, if any."
-    if stats is not None:
-        loader.mean, loader.std = stats
-    return loader
 
 # %% ../../nbs/api/compare/runs.ipynb #5e77a042
 def _optimizer(settings):
@@ -163,10 +152,7 @@ def _check_finite(values, what):
 def _loaders(data, settings, encoder):
     "Return the DataLoaders of a training."
     stats = _pixel_stats(encoder, settings)
-    dls = data.dls(settings.batch_size, settings.sampler_alpha)
-    for loader in dls.loaders:
-        _normalised(loader, stats)
-    return dls
+    return data.dls(settings.batch_size, settings.sampler_alpha, pixel_stats=stats)
 
 # %% ../../nbs/api/compare/runs.ipynb #4ca24dce
 def _train_end_to_end(method, data, settings, cbs):
@@ -237,7 +223,7 @@ def _stage_1_features(data, settings, cbs):
     stats = _pixel_stats(encoder, settings)
 
     def features_of(split):
-        return encode_all(encoder, _normalised(data.loader(split), stats))
+        return encode_all(encoder, data.loader(split, pixel_stats=stats))
 
     return features_of, learn.recorder.values, head
 

@@ -7,7 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/core/settings.html.md"""
 # %% auto #0
 __all__ = ['END_TO_END', 'LOSS_FIELDS', 'METHODS', 'HEADS', 'BUNDLED', 'PUBLISHED', 'READS', 'CHOICES', 'RANGES', 'POSITIVE',
            'LISTS', 'VARIED', 'Reading', 'DataSettings', 'Settings', 'resolved', 'unused_settings', 'regime',
-           'stage_1_rate', 'weights_path', 'weights_digest', 'check_value', 'check_values', 'expand']
+           'default_rate', 'stage_1_rate', 'weights_path', 'weights_digest', 'check_value', 'check_values', 'expand']
 
 # %% ../../nbs/api/core/settings.ipynb #966dd095
 import hashlib
@@ -167,13 +167,18 @@ def regime(
     return "from_scratch" if settings.weights is None else "fine_tuned"
 
 
+def default_rate(
+    pretrained,  # whether the weights of the encoder are pretrained
+) -> float:
+    "Return the default of the highest learning rate of stage 1."
+    return 1e-3 if pretrained else 3e-3
+
+
 def stage_1_rate(
     settings,  # Settings
 ) -> float:
-    "Return the highest learning rate of stage 1, by default lower for pretrained weights."
-    if settings.lr is not None:
-        return settings.lr
-    return 3e-3 if settings.weights is None else 1e-3
+    "Return the highest learning rate of stage 1, or its default."
+    return default_rate(settings.weights is not None) if settings.lr is None else settings.lr
 
 # %% ../../nbs/api/core/settings.ipynb #5e77a022
 BUNDLED = ("fashion_mnist_eight",)  # names of the weights that come with the package

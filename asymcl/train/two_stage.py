@@ -39,6 +39,7 @@ from torch import nn
 # %% ../../nbs/api/train/two_stage.ipynb #3be4b5c4
 from ..core.checks import ArgumentError
 from ..core.files import versions
+from ..core.settings import default_rate
 from ..data.datasets import SharedLoader, TensorLoader
 from ..distributed import DistributedLoss, gather_rows, join_ranks, world_size
 from ..gradient_cache import chunk_next_call
@@ -671,7 +672,7 @@ def fit_contrastive(
     Raises ValueError for values out of range and for a folder of another training, OSError for
     a folder that cannot be used."""
     if lr is None:
-        lr = 1e-3 if getattr(self.encoder, "pretrained", False) else 3e-3
+        lr = default_rate(getattr(self.encoder, "pretrained", False))
 
     def settings():
         data = getattr(self.dls, "image_data", None)
