@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from asymcl.core.settings import weights_path
+
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 QUICK = ["--train-total", "200", "--epochs", "1", "--classifier-epochs", "2", "--batch-size", "50"]
 
@@ -112,6 +114,32 @@ def test_report_is_self_contained(first_run):
     assert sources and all(s.startswith("data:image/png;base64,") for s in sources)
     assert "@import" not in page and "url(" not in page
     assert all(f">{m}<" in page for m in ("CE", "CL", "FCL", "ACL", "AFCL"))
+
+
+@pytest.mark.slow
+def test_a_comparison_from_weights_begins_with_frozen(tmp_path, monkeypatch):
+    "It resumes, and a weights file with other content is not the same comparison"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights = tmp_path / "eight.safetensors"
+    weights.write_bytes(weights_path("fashion_mnist_eight").read_bytes())
+    options = [*QUICK, "--weights", str(weights), "--seeds", "0,", "--name", "tuned"]
+    options += ["--classifier-loss", "cross_entropy,logistic"]
+    done = run(*options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "tuned"
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [row["loss"] for row in rows[::2]] == ["frozen", "CE", "CL", "FCL", "ACL", "AFCL"]
+    assert [row["regime"] for row in rows] == ["frozen"] * 2 + ["fine_tuned"] * 10
+    assert "frozen: no training of the encoder" in (folder / "report.html").read_text()
+    records = {path: path.stat().st_mtime_ns for path in (folder / "records").glob("*.json")}
+    rates = {json.loads(path.read_text())["settings"]["lr"] for path in records}
+    assert rates == {None, 1e-3}
+    assert run(*options, cwd=tmp_path).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in records} == records
+    weights.write_bytes(weights.read_bytes() + b" ")
+    changed = run(*options, cwd=tmp_path)
+    assert changed.returncode == 2 and changed.stderr.count("\n") == 1
+    assert "weights was" in changed.stderr
 
 
 @pytest.mark.slow

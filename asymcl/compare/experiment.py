@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from fastai.callback.core import Callback
@@ -202,19 +203,24 @@ def _check_batches(job, about):
         raise ArgumentError("sampler_alpha", problem)
 
 # %% ../../nbs/api/compare/experiment.ipynb #5e77a061
+def _line(error):
+    "Beginning of an error's text as one line; PyTorch lists all missing names"
+    return shorten(str(error), 400, placeholder=" ...")
+
+
 def _check_encoder(job, image_shape):
     "Raise ArgumentError for an encoder that images do not fit, or weights that it does not."
     try:
         encoder = make_encoder(replace(job, weights=None), image_shape)
         encoder_width(encoder, torch.zeros(2, *image_shape))
     except (ImportError, ValueError) as error:
-        raise ArgumentError("encoder", f"{job.encoder!r} cannot be used: {error}") from error
+        raise ArgumentError("encoder", f"{job.encoder!r} cannot be used: {_line(error)}") from error
     if job.weights is None:
         return
     try:
         make_encoder(job, image_shape)
     except ValueError as error:
-        raise ArgumentError("weights", f"{job.weights!r} cannot be used: {error}") from error
+        raise ArgumentError("weights", f"{job.weights!r} cannot be used: {_line(error)}") from error
 
 # %% ../../nbs/api/compare/experiment.ipynb #86776637
 @patch
