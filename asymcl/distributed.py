@@ -20,8 +20,10 @@ from torch.autograd.function import once_differentiable
 
 from asymcl.losses import (
     AsymmetricFocalContrastiveLoss,
+    SupPrototypeLoss,
     asymmetric_focal_contrastive_loss,
     has_positives,
+    positive_labels,
 )
 
 # %% ../nbs/api/distributed.ipynb #f42b6409
@@ -120,7 +122,10 @@ def _own_sum(columns, labels, averaging, reduction, **settings):
         others = dict(reference=torch.cat(rest).flatten(0, -2), reference_labels=rest_labels)
     count = n * views
     if reduction == "mean_positive":
-        positive = has_positives(labels[rank], others.get("reference_labels"), views=views)
+        known = labels[rank], others.get("reference_labels")
+        if settings.get("rare") is not None:
+            known = positive_labels(*known, settings["rare"])
+        positive = has_positives(*known, views=views)
         count = int(positive.sum()) * views
     else:
         reduction = "mean"
@@ -141,11 +146,14 @@ def distributed_loss(
 ):  # scalar with the same value on every rank; gradients must be averaged over ranks, as DDP does
     """Compute the contrastive loss of the images of all ranks; each rank computes its own anchors.
 
-    Raises ValueError for reduction "none", references and masks, which belong to one rank."""
+    With `supervised_share` each rank draws for its anchors, so "mean_positive" cannot be counted.
+    Raises ValueError for it, reduction "none", references and masks, which belong to one rank."""
     if reduction not in ("mean", "sum", "mean_positive"):
         raise ValueError(
             f"across ranks, reduction must be mean, sum or mean_positive, got {reduction!r}"
         )
+    if reduction == "mean_positive" and settings.get("supervised_share"):
+        raise ValueError("across ranks, supervised_share must be 0 for reduction mean_positive")
     references = ("reference", "reference_labels", "pair_mask", "reference_only")
     values = {name: settings.pop(name, None) for name in references}
     given = [name for name, value in values.items() if value is not None and value is not False]
@@ -171,7 +179,7 @@ class DistributedLoss(nn.Module):
 
     def __init__(
         self,
-        loss,  # CL, FCL, ACL or AFCL; with one rank, any callable
+        loss,  # a loss of asymcl.losses; with one rank, any callable
     ):
         super().__init__()
         self.loss = loss
@@ -179,12 +187,20 @@ class DistributedLoss(nn.Module):
     def forward(self, embeddings, labels=None, **others):
         if world_size() == 1:
             return self.loss(embeddings, labels, **others)
-        if type(self.loss).forward is not AsymmetricFocalContrastiveLoss.forward:
+        prototypes = type(self.loss) is SupPrototypeLoss
+        plain = type(self.loss).forward is AsymmetricFocalContrastiveLoss.forward
+        if not (plain or prototypes):
             raise TypeError(
-                "across ranks, loss must be one of asymcl.losses (CL, FCL, ACL, AFCL), "
-                f"got {type(self.loss).__name__}"
+                "across ranks, loss must be one of asymcl.losses (CL, FCL, ACL, AFCL, SupMinLoss, "
+                f"NTXentLoss, SupPrototypeLoss), got {type(self.loss).__name__}"
             )
-        return distributed_loss(embeddings, labels, **others, **self.loss.settings)
+        value = distributed_loss(embeddings, labels, **others, **self.loss.settings)
+        if not prototypes:
+            return value
+        difference = self.loss.difference(embeddings, labels)
+        if self.loss.reduction == "sum":
+            return value + mean_over_ranks(difference.sum(), 1) * world_size()
+        return value + mean_over_ranks(difference.sum(), difference.numel())
 
 # %% ../nbs/api/distributed.ipynb #8c1c2393
 class DistributedMean(nn.Module):

@@ -97,12 +97,12 @@ def _negatives(out, exps, minus_p, q, minus_scale, ratio, weights):
     return value
 
 # %% ../nbs/api/fused.ipynb #eb6656cd
-def _top_pair(logit, weight, ratio, gamma):
+def _top_pair(logit, positive, negative, ratio, gamma):
     "Value and slope over the logit of the largest column's pair, divided by -a, and its p"
     log_p, log_q = F.logsigmoid(logit), F.logsigmoid(-logit)
     p, q = log_p.exp(), log_q.exp()
-    pull = weight * (gamma * log_q).exp()
-    push = (1 - weight) * ratio
+    pull = positive * (gamma * log_q).exp()
+    push = negative * ratio
     value = pull * log_p + push * log_q
     slope = pull * (q - gamma * p * log_p) - push * p
     return value, slope, p
@@ -113,12 +113,14 @@ class _Block(NamedTuple):
 
     rows: slice  # places of the anchors
     own: torch.Tensor | None  # (b, 1) column of each anchor; None: the anchors are not columns
-    span: slice  # columns that may be positives; all others are negatives
+    span: slice  # columns that may be positives or ignored; all others are negatives
     positive: torch.Tensor | None  # (b, columns of the span) weights as positives; None: all 1
     negative: torch.Tensor | None  # (b, columns of the span) weights as negatives; None: all 0
     a: torch.Tensor  # (b, 1)
     eta_b: torch.Tensor  # (b, 1), zero without the negatives' term
-    weight_of: callable  # function: columns (b, 1) to their weights as positives (b, 1)
+    weights_of: (
+        callable  # function: columns (b, 1) to `positive` and `negative` of them, each (b, 1)
+    )
 
 # %% ../nbs/api/fused.ipynb #b5231eb0
 def _factors(positives, negatives, eta, averaging, anchors, dtype):
@@ -147,24 +149,29 @@ def _class_blocks(classes, kinds, positions, size, factors):
             positive = (kinds[rows] == classes[span]).to(a.dtype)
             negative = 1 - positive
 
-        def weight_of(columns, rows=rows):
-            return (classes[columns] == kinds[rows]).to(a.dtype)
+        def weights_of(columns, rows=rows):
+            same = (classes[columns] == kinds[rows]).to(a.dtype)
+            return same, 1 - same
 
         own = None if positions is None else positions[rows]
-        yield _Block(rows, own, span, positive, negative, a[rows], eta_b[rows], weight_of)
+        yield _Block(rows, own, span, positive, negative, a[rows], eta_b[rows], weights_of)
 
 # %% ../nbs/api/fused.ipynb #4190fd1c
 def _weight_blocks(weights, positions, size, factors, reference_only):
-    "Yield blocks of `size` anchors; `weights` is a function of anchors (b,)"
+    "Yield blocks of `size` anchors; `weights` is a function of anchors (b,) to W in [-1, 1]"
     for start in range(0, len(positions), size):
         rows = slice(start, min(start + size, len(positions)))
         own = None if reference_only else positions[rows]
-        positive = _fill_own(weights(positions[rows, 0]), own, 0)
-        negative = _fill_own(1 - positive, own, 0)
+        signed = _fill_own(weights(positions[rows, 0]), own, 0)
+        negative = _fill_own(1 - signed.abs(), own, 0)
+        positive = signed.clamp_(min=0)
         a, eta_b = factors(positive.sum(1, keepdim=True), negative.sum(1, keepdim=True))
         span = slice(0, positive.shape[1])
-        weight_of = partial(positive.gather, 1)
-        yield _Block(rows, own, span, positive, negative, a, eta_b, weight_of)
+
+        def weights_of(columns, both=(positive, negative)):
+            return [w.gather(1, columns) for w in both]
+
+        yield _Block(rows, own, span, positive, negative, a, eta_b, weights_of)
 
 # %% ../nbs/api/fused.ipynb #8dd883f1
 def _coefficients(buffers, minus_scale, block, gamma, ratio):
@@ -194,7 +201,7 @@ def _block_gradient(buffers, block, gamma, eta):
     pulled, pushed = _coefficients(buffers, minus_scale, block, gamma, ratio if eta else None)
     _fill_own(x, block.own, 0).scatter_(1, top, 0)
     total = x.sum(1, keepdim=True)
-    value, slope, p = _top_pair(logit, block.weight_of(top), ratio, gamma)
+    value, slope, p = _top_pair(logit, *block.weights_of(top), ratio, gamma)
     x.addcmul_(exps, minus_scale * total - slope / rest)
     x.scatter_(1, top, slope - p * total)
     return (-block.a * (pulled + value) - block.eta_b * pushed)[:, 0]
@@ -314,7 +321,7 @@ def _differentiable_gradients(ctx, columns, temperature, upstream):
 # %% ../nbs/api/fused.ipynb #bc0670ad
 def fused_losses(
     columns,  # (anchors + references, d) float32 or float64; the anchors come first
-    pairs,  # integer class of each column, or function: anchors (b,) to weights as positives
+    pairs,  # integer class of each column, or function: anchors (b,) to weights (b, columns)
     anchors,  # number of anchors
     plain,  # function: columns and temperature to losses (anchors,), differentiable twice
     *,

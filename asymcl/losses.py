@@ -1,4 +1,4 @@
-"""Four contrastive losses for images with a rare class, each under its equation.
+"""Contrastive losses for images with a rare class, each under its equation.
 
 Docs: https://asymcl.github.io/asymcl/api/losses.html.md"""
 
@@ -6,11 +6,11 @@ Docs: https://asymcl.github.io/asymcl/api/losses.html.md"""
 
 # %% auto #0
 __all__ = ['CL', 'FCL', 'ACL', 'AFCL', 'asymmetric_focal_contrastive_loss', 'AsymmetricFocalContrastiveLoss', 'SupConLoss',
-           'FocalContrastiveLoss', 'AsymmetricContrastiveLoss']
+           'FocalContrastiveLoss', 'AsymmetricContrastiveLoss', 'SupMinLoss', 'NTXentLoss', 'SupPrototypeLoss']
 
 # %% ../nbs/api/losses.ipynb #ec96cc62
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ def _average(values, weights, averaging):
 
 # %% ../nbs/api/losses.ipynb #a48d04ff
 def _anchor_losses(columns, weights, temperature, gamma, eta, averaging, reference_only=False):
-    "AFCL of the first n columns of (m, d), with positive weights (n, columns compared)"
+    "AFCL of the first n columns of (m, d), with weights W (n, columns compared)"
     n = len(weights)
     scores = columns[:n] @ columns[n if reference_only else 0 :].T / temperature
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
@@ -89,10 +89,12 @@ def _anchor_losses(columns, weights, temperature, gamma, eta, averaging, referen
         return 0 * scores.sum(1)
     log_p, log_not_p = _log_probabilities(scores, own)
     attraction = log_p if gamma == 0 else (gamma * log_not_p).exp() * log_p
-    losses = -_average(attraction, weights.masked_fill(own, 0), averaging)
+    weights = weights.masked_fill(own, 0)
+    losses = -_average(attraction, weights.clamp(min=0), averaging)
     if eta == 0:
         return losses
-    return losses - eta * _average(log_not_p, (1 - weights).masked_fill(own, 0), averaging)
+    negative = (1 - weights.abs()).masked_fill(own, 0)
+    return losses - eta * _average(log_not_p, negative, averaging)
 
 # %% ../nbs/api/losses.ipynb #222f2879
 _choices = dict(
@@ -113,6 +115,8 @@ def check_setting(
     elif name in ("normalize", "check_values"):
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
+    elif name == "rare":
+        _rare_classes(value)
     elif name == "temperature" and isinstance(value, torch.Tensor):
         if not value.is_floating_point() or value.numel() != 1:
             raise TypeError(
@@ -140,6 +144,19 @@ def _check_number(name, value):
     zero = name != "temperature"
     if not (math.isfinite(value) and (value > 0 or zero and value == 0)):
         raise ValueError(f"{name} must be a finite number {'>= 0' if zero else '> 0'}, got {value}")
+    if name == "supervised_share" and value > 1:
+        raise ValueError(f"supervised_share must be in 0..1, got {value}")
+
+# %% ../nbs/api/losses.ipynb #9b7d2e64
+def _rare_classes(rare):
+    "Tuple of the rare classes; raise TypeError unless `rare` is one class number or several"
+    several = isinstance(rare, tuple | list | range | set | frozenset)
+    classes = tuple(rare) if several else (rare,)
+    if not all(isinstance(c, Integral) and not isinstance(c, bool) for c in classes):
+        raise TypeError(
+            f"rare must be a class number or several, such as 1 or (1, 2), got {rare!r}"
+        )
+    return tuple(int(c) for c in classes)
 
 # %% ../nbs/api/losses.ipynb #6047059c
 def scalar_temperature(
@@ -203,13 +220,10 @@ def check_labels(name, labels, n):
 
 # %% ../nbs/api/losses.ipynb #63495d59
 def _check_mask(pair_mask, n, columns):
-    "Raise TypeError or ValueError unless `pair_mask` is a boolean or floating (n, columns) tensor"
-    dtype = getattr(pair_mask, "dtype", None)
-    if dtype != torch.bool and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(
-            "pair_mask must be a boolean or floating tensor, "
-            f"got {dtype or type(pair_mask).__name__}"
-        )
+    "Raise TypeError or ValueError unless `pair_mask` is a real (n, columns) tensor"
+    if not isinstance(pair_mask, torch.Tensor) or pair_mask.is_complex():
+        got = getattr(pair_mask, "dtype", type(pair_mask).__name__)
+        raise TypeError(f"pair_mask must be a boolean, integer or floating tensor, got {got}")
     if pair_mask.shape != (n, columns):
         raise ValueError(
             f"pair_mask must have shape ({n}, {columns}): n embeddings by n + references, "
@@ -261,6 +275,35 @@ def _all_weights(pairs, anchors, dtype, reference_only=False):
     if callable(pairs):
         return pairs(torch.arange(anchors))
     return _same_class(pairs[:anchors], pairs[anchors if reference_only else 0 :]).to(dtype)
+
+# %% ../nbs/api/losses.ipynb #7d15b3ce
+def positive_labels(
+    labels,  # integers (n,)
+    reference_labels,  # integers (r,), or None
+    rare,  # class or classes whose images are positives of each other
+    supervised_share=0.0,  # share in [0, 1] of the other images, drawn anew, that are, too
+):  # labels (n,), and (r,) or None, that are equal for positives
+    "Give each image of a frequent class a label of its own"
+    both = torch.cat([o.long() for o in (labels, reference_labels) if o is not None])
+    rare = torch.tensor(_rare_classes(rare), dtype=torch.long, device=both.device)
+    supervised = torch.isin(both, rare)
+    if supervised_share:
+        frequent = (~supervised).nonzero()[:, 0]
+        order = torch.randperm(len(frequent), device=both.device)
+        supervised[frequent[order[: int(supervised_share * len(frequent))]]] = True
+    own = torch.arange(len(both), device=both.device)
+    both = torch.where(supervised, 2 * both, 2 * own + 1)
+    return both[: len(labels)], None if reference_labels is None else both[len(labels) :]
+
+# %% ../nbs/api/losses.ipynb #60ad24f9
+def _ignore_own_class(positives, classes, compared, dtype):
+    "Function of anchors (b,) to weights of the columns `compared`: 1, or -1 within a class, or 0"
+
+    def weights(anchors):
+        same = (classes[anchors, None] == classes[compared]).to(dtype)
+        return torch.where(positives[anchors, None] == positives[compared], same, -same)
+
+    return weights
 
 # %% ../nbs/api/losses.ipynb #5d2a860e
 def has_positives(
@@ -320,21 +363,27 @@ def _check_finite(columns, temperature, normalize):
 
 # %% ../nbs/api/losses.ipynb #3f43ad98
 def _check_weights(labels, reference_labels, pair_mask):
-    "Raise ValueError for weights out of [0, 1], or soft labels that do not sum to one"
-    given = dict(labels=labels, reference_labels=reference_labels, pair_mask=pair_mask)
-    for name, x in given.items():
+    "Raise ValueError for weights out of range, or soft labels that do not sum to one"
+    if pair_mask is not None and pair_mask.dtype != torch.bool:
+        _check_range("pair_mask", pair_mask, "in [0, 1], or -1 for an ignored pair", ignored=-1)
+    for name, x in dict(labels=labels, reference_labels=reference_labels).items():
         if x is None or not x.is_floating_point():
             continue
-        if not ((x >= 0) & (x <= 1)).all():
-            raise ValueError(
-                f"{name} must be in [0, 1], got values from {x.min():.3g} to {x.max():.3g}"
-            )
+        _check_range(name, x, "in [0, 1]")
         sums = x.float().sum(1)
-        if name != "pair_mask" and not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
             raise ValueError(
                 f"each row of soft {name} must sum to 1, "
                 f"got sums from {sums.min():.3g} to {sums.max():.3g}"
             )
+
+
+def _check_range(name, x, allowed, ignored=0):
+    "Raise ValueError for values out of [0, 1] other than `ignored`"
+    if not ((x >= 0) & (x <= 1) | (x == ignored)).all():
+        raise ValueError(
+            f"{name} must be {allowed}, got values from {x.min():.3g} to {x.max():.3g}"
+        )
 
 # %% ../nbs/api/losses.ipynb #2b950f23
 def asymmetric_focal_contrastive_loss(
@@ -350,24 +399,34 @@ def asymmetric_focal_contrastive_loss(
     reference=None,  # (r, d) further columns that are not anchors, with gradient
     reference_labels=None,  # labels (r,) or (r, classes) of the reference
     reference_only=False,  # compare anchors only with the reference
-    pair_mask=None,  # weights (n, n + r) of positives instead of labels; (n, r) with reference_only
+    pair_mask=None,  # instead of labels (n, n + r): weights, -1 ignored; (n, r) with reference_only
+    rare=None,  # class or classes; other images have only their views as positives (None: all)
+    supervised_share=0.0,  # share of those others, drawn anew, that count as rare; with `rare`
     check_values=True,  # look for NaN, infinity and bad weights; a GPU waits for it
     backend="auto",  # "fused": memory for a block; "plain": differentiable twice; or "auto"
 ):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
     """Compute the AFCL of Vito & Stefanus (2022), with CL, FCL and ACL as special cases.
 
-    Views of one image are positives of each other; an empty sum is zero. Raises TypeError or
-    ValueError with the argument, its value and what is allowed."""
+    Views of one image are positives of each other; an empty sum is zero. Without a `rare` class and
+    eta, labels are not needed. Raises TypeError or ValueError for a bad argument."""
     terms = dict(gamma=gamma, eta=eta, averaging=averaging)
     check_settings(**terms, temperature=temperature, normalize=normalize)
     check_settings(reduction=reduction, check_values=check_values, backend=backend)
     check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
     temperature = scalar_temperature(temperature, eta, embeddings, check_values)
     columns = stack_columns(embeddings, reference, temperature, normalize, check_values)
+    unequal = None
+    if rare is not None:
+        unequal = dict(rare=rare, supervised_share=supervised_share)
+        check_settings(**unequal)
+        given = labels, reference_labels, pair_mask, eta
+        labels, reference_labels = _unequal_labels(embeddings, reference, *given, **unequal)
     known = _known_pairs(
         embeddings, reference, labels, reference_labels, pair_mask, reference_only, check_values
     )
-    pairs, anchors, share = _pairs_and_shares(known, embeddings, columns, reduction, reference_only)
+    pairs, anchors, share = _pairs_and_shares(
+        known, embeddings, columns, reduction, reference_only, unequal, eta
+    )
     terms |= dict(gamma=float(gamma), eta=float(eta), reference_only=reference_only)
     losses = _losses_by(backend, columns, pairs, anchors, share, temperature, **terms)
     return losses.view(embeddings.shape[:-1]) if reduction == "none" else losses
@@ -408,15 +467,39 @@ def _known_pairs(
     return [None if o is None else o.to(embeddings.device) for o in given]
 
 
-def _pairs_and_shares(known, embeddings, columns, reduction, reference_only):
+def _unequal_labels(
+    embeddings, reference, labels, reference_labels, pair_mask, eta, rare, supervised_share
+):
+    "Labels and reference labels for a loss with `rare`; each image is a class if none are needed"
+    if pair_mask is not None:
+        raise ValueError("rare needs labels and cannot be given with pair_mask")
+    if not (_rare_classes(rare) or supervised_share or eta):
+        n, references = len(embeddings), 0 if reference is None else len(reference)
+        own = torch.arange(n + references)
+        return own[:n], own[n:] if references else None
+    for name, x in dict(labels=labels, reference_labels=reference_labels).items():
+        if isinstance(x, torch.Tensor) and x.ndim > 1:
+            raise ValueError(f"{name} must be integers with rare, got {x.dtype} {tuple(x.shape)}")
+    return labels, reference_labels
+
+# %% ../nbs/api/losses.ipynb #8e2c46d1
+def _pairs_and_shares(known, embeddings, columns, reduction, reference_only, unequal, eta):
     "Pairs as `_column_pairs` returns them, number of anchors, and their shares of the result"
     views = embeddings.shape[1] if embeddings.ndim == 3 else 1
     n, anchors = len(embeddings), len(embeddings) * views
     images = _column_images(n, views, len(columns) - anchors, columns.device)
+    dtype, classes = columns.dtype, None
+    if unequal:
+        classes = _column_pairs(*known, images, dtype) if eta else None
+        known = [*positive_labels(*known[:2], **unequal), None]
     share = reduction_shares(
         reduction, columns, anchors, lambda: has_positives(*known, views, reference_only)
     )
-    return _column_pairs(*known, images, columns.dtype, reference_only), anchors, share
+    pairs = _column_pairs(*known, images, dtype, reference_only)
+    if classes is not None:
+        compared = slice(anchors if reference_only else 0, None)
+        pairs = _ignore_own_class(pairs, classes, compared, dtype)
+    return pairs, anchors, share
 
 # %% ../nbs/api/losses.ipynb #c8222558
 def _losses_by(backend, columns, pairs, anchors, share, temperature, **terms):
@@ -444,6 +527,8 @@ _names = (
     "reduction",
     "check_values",
     "backend",
+    "rare",
+    "supervised_share",
 )
 
 
@@ -456,9 +541,9 @@ class LossWithSettings(nn.Module):
         if name in _names:
             check_setting(name, value)
         if name in self._fixed and value != self._fixed[name]:
+            hint = "; AFCL has both gamma and eta" if name in ("gamma", "eta") else ""
             raise ValueError(
-                f"{name} of {type(self).__name__} must be {self._fixed[name]}, got {value}; "
-                "AFCL has both gamma and eta"
+                f"{name} of {type(self).__name__} must be {self._fixed[name]}, got {value}{hint}"
             )
         super().__setattr__(name, value)
 
@@ -572,3 +657,132 @@ CL, FCL, ACL, AFCL = (
     AsymmetricFocalContrastiveLoss,
 )
 _all_ = ["CL", "FCL", "ACL", "AFCL"]
+
+# %% ../nbs/api/losses.ipynb #a6e0479d
+class SupMinLoss(AsymmetricFocalContrastiveLoss):
+    """SupMin (Mildenberger et al. 2025), or with gamma and eta its asymmetric and focal form.
+
+    A frequent class's images have only their own views as positives, and ignore each other."""
+
+    def __init__(
+        self,
+        rare=1,  # class or classes whose images are positives of each other
+        *,
+        supervised_share=0.0,  # share in [0, 1] of the other images, drawn anew, that count as rare
+        gamma=0.0,  # focusing exponent >= 0
+        eta=0.0,  # weight >= 0 of the negatives' term
+        temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
+        **settings,  # averaging, normalize, reduction, check_values, backend
+    ):
+        super().__init__(gamma=gamma, eta=eta, temperature=temperature, **settings)
+        self.rare = rare
+        self.supervised_share = supervised_share
+
+# %% ../nbs/api/losses.ipynb #b9e14d07
+class NTXentLoss(SupMinLoss):
+    "NT-Xent (Chen et al. 2020): the other views of its image are a view's only positives"
+
+    _fixed = dict(gamma=0.0, eta=0.0, rare=(), supervised_share=0.0)
+
+    def __init__(
+        self,
+        *,
+        temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
+        **settings,  # averaging, normalize, reduction, check_values, backend
+    ):
+        super().__init__(temperature=temperature, **(self._fixed | settings))
+
+# %% ../nbs/api/losses.ipynb #94b1c7e6
+def _prototype_difference(z, labels, prototypes, temperature, margin):
+    "What prototypes (classes, d) add to the losses of the anchors z (n, views, d), as (n, views)"
+    views = z.shape[1]
+    to_views = (z * (z.sum(1, keepdim=True) - z)).sum(2) / (views - 1)
+    to_prototypes = z @ prototypes.T
+    own = labels[:, None, None].expand(-1, views, 1)
+    to_own = to_prototypes.gather(2, own)[..., 0]
+    to_others = to_prototypes.detach().scatter(2, own, -torch.inf).amax(2)
+    pulled = to_own <= to_others + margin
+    return torch.where(pulled, to_views - to_own, 0) / (temperature * views)
+
+# %% ../nbs/api/losses.ipynb #37e5a81c
+def check_prototypes(
+    prototypes,  # (classes, d)
+    embeddings,  # (n, d) or (n, views, d)
+    labels,  # integers (n,)
+):
+    "Raise TypeError or ValueError unless `prototypes` is (classes, d) with a row for every label"
+    check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
+    if prototypes.shape[1] != embeddings.shape[-1]:
+        raise ValueError(
+            f"prototypes must have width {embeddings.shape[-1]} as embeddings, "
+            f"got {prototypes.shape[1]}"
+        )
+    if labels.min() < 0 or labels.max() >= len(prototypes):
+        raise ValueError(
+            f"labels must be in 0..{len(prototypes) - 1} for {len(prototypes)} prototypes, "
+            f"got {labels.min().item()}..{labels.max().item()}"
+        )
+
+
+def _check_views(embeddings, labels, prototypes):
+    "Raise TypeError or ValueError unless images have two views, a class and its prototype"
+    check_embeddings("embeddings", embeddings, "(n, views, d) with two views or more", (3,))
+    if embeddings.shape[1] < 2:
+        raise ValueError(f"embeddings must have two views or more, got {tuple(embeddings.shape)}")
+    check_labels("labels", labels, len(embeddings))
+    if labels.ndim > 1:
+        raise ValueError(f"labels must be integers with prototypes, got {tuple(labels.shape)}")
+    check_prototypes(prototypes, embeddings, labels)
+
+# %% ../nbs/api/losses.ipynb #6b3d2f58
+class SupPrototypeLoss(SupMinLoss):
+    """Own views, and a fixed prototype per class, as positives (Mildenberger et al. 2025).
+
+    Embeddings are (n, views, d) with two views or more, and labels integers (n,)."""
+
+    _fixed = dict(gamma=0.0, rare=(), supervised_share=0.0, averaging="pairs")
+
+    def __init__(
+        self,
+        prototypes,  # (classes, d), scaled to length one; for two classes opposite to each other
+        *,
+        margin=1.0,  # number >= 0: an anchor nearer to its own prototype by more is not pulled
+        eta=0.0,  # weight >= 0 of the negatives' term
+        temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
+        **settings,  # normalize, reduction, check_values, backend
+    ):
+        super().__init__(eta=eta, temperature=temperature, **(self._fixed | settings))
+        check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
+        if len(prototypes) < 2:
+            raise ValueError("prototypes must be two or more, got 1")
+        _check_number("margin", margin)
+        self.margin = margin
+        self.register_buffer("prototypes", unit_rows(plain_tensor(prototypes).detach()))
+
+    def forward(self, embeddings, labels):
+        difference = self.difference(embeddings, labels)
+        value = super().forward(embeddings, labels)
+        if self.reduction == "none":
+            return value + difference
+        return value + (difference.sum() if self.reduction == "sum" else difference.mean())
+
+    def difference(
+        self,
+        embeddings,  # (n, views, d); n may be 0
+        labels,  # integers (n,)
+    ):  # (n, views)
+        "Compute what the prototypes add to the loss of each anchor"
+        embeddings, labels = plain_tensor(embeddings), plain_tensor(labels)
+        temperature = scalar_temperature(self.temperature, self.eta, embeddings, self.check_values)
+        if len(embeddings):
+            _check_views(embeddings, labels, self.prototypes)
+        z = embeddings.to(_working_type(embeddings))
+        z = unit_rows(z) if self.normalize else z
+        labels = labels.to(z.device)
+        with torch.autocast(z.device.type, enabled=False):
+            return _prototype_difference(
+                z, labels.long(), self.prototypes.to(z), temperature, self.margin
+            )
+
+    def extra_repr(self):
+        return f"margin={self.margin}, {super().extra_repr()}"

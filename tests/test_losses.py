@@ -8,7 +8,7 @@ from fastai.layers import NoneReduce
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asymcl.losses import ACL, AFCL, CL, FCL
+from asymcl.losses import ACL, AFCL, CL, FCL, NTXentLoss, SupMinLoss, SupPrototypeLoss
 from asymcl.losses import asymmetric_focal_contrastive_loss as loss
 from asymcl.train.baselines import BCL, KCL
 
@@ -64,7 +64,7 @@ def test_names_of_classes_do_not_matter_and_a_mask_is_its_labels(batch, kwargs):
     torch.testing.assert_close(loss(x, torch.nn.functional.one_hot(y).float(), **kwargs), value)
 
 
-kinds_of_pairs = st.sampled_from(["classes", "soft labels", "mask", "weights"])
+kinds_of_pairs = st.sampled_from(["classes", "soft labels", "mask", "weights", "ignored", "rare"])
 
 
 def make_pairs(kind, y, references, generator, reference_only):
@@ -74,10 +74,13 @@ def make_pairs(kind, y, references, generator, reference_only):
         return dict(pair_mask=torch.rand(len(y), columns, generator=generator) < 0.5)
     if kind == "weights":
         return dict(pair_mask=torch.rand(len(y), columns, generator=generator))
+    if kind == "ignored":
+        return dict(pair_mask=torch.randint(-1, 2, (len(y), columns), generator=generator))
     far = torch.randint(0, 4, (references,), generator=generator)
     if kind == "soft labels":
         y, far = (torch.nn.functional.one_hot(o, 4).float() * 0.7 + 0.3 / 4 for o in (y, far))
-    return dict(labels=y, **(dict(reference_labels=far) if references else {}))
+    rare = dict(rare=(1, 2)) if kind == "rare" else {}
+    return dict(labels=y, **rare, **(dict(reference_labels=far) if references else {}))
 
 
 def losses_and_gradients(x, reference, upstream, kwargs):
@@ -142,7 +145,11 @@ def test_fused_in_blocks_of_any_size_is_plain(
         )
 
 
-@pytest.mark.parametrize("module", [CL(), FCL(), ACL(), AFCL(), KCL(), BCL(2, size=3)], ids=repr)
+modules = [CL(), FCL(), ACL(), AFCL(), KCL(), BCL(2, size=3)]
+modules += [SupMinLoss(eta=3.0), NTXentLoss(), SupPrototypeLoss(torch.eye(3))]
+
+
+@pytest.mark.parametrize("module", modules, ids=repr)
 def test_fastai_sees_the_loss_of_each_image_and_the_reduction_comes_back(module):
     x, y = torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 1])
     with NoneReduce(module) as each:

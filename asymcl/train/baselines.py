@@ -32,6 +32,7 @@ from asymcl.losses import (
     SupConLoss,
     check_embeddings,
     check_labels,
+    check_prototypes,
     check_settings,
     plain_tensor,
     reduction_shares,
@@ -292,7 +293,7 @@ def balanced_contrastive_loss(
     check_settings(temperature=temperature, reduction=reduction)
     rows, labels, _ = _checked_rows(embeddings, labels)
     if prototypes is not None:
-        _check_prototypes(prototypes, rows, labels)
+        check_prototypes(prototypes, rows, labels)
     temperature = scalar_temperature(temperature, 0, rows, check_values=True)
     z = stack_columns(rows, prototypes, temperature, normalize=True, check_values=True)
     n = len(rows)
@@ -306,21 +307,6 @@ def balanced_contrastive_loss(
             losses = _class_average_losses(scores, positives, labels, columns)
     losses = reduce_losses(losses, reduction_shares(reduction, losses, n, lambda: positives.any(1)))
     return losses.view(embeddings.shape[:-1]) if reduction == "none" else losses
-
-# %% ../../nbs/api/train/baselines.ipynb #3c23b130
-def _check_prototypes(prototypes, embeddings, labels):
-    "Raise TypeError or ValueError unless `prototypes` is (classes, d) with a row for every label"
-    check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
-    if prototypes.shape[1] != embeddings.shape[1]:
-        raise ValueError(
-            f"prototypes must have width {embeddings.shape[1]} as embeddings, "
-            f"got {prototypes.shape[1]}"
-        )
-    if labels.min() < 0 or labels.max() >= len(prototypes):
-        raise ValueError(
-            f"labels must be in 0..{len(prototypes) - 1} for {len(prototypes)} prototypes, "
-            f"got {labels.min().item()}..{labels.max().item()}"
-        )
 
 # %% ../../nbs/api/train/baselines.ipynb #df8cba2a
 class BCL(LossWithSettings):
