@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/train/index.html.md"""
 
 # %% auto #0
 __all__ = ['BCL', 'DeferredReweighting', 'EvalBatchNorm', 'KCL', 'KnnAccuracy', 'LDAMLoss', 'LogitAdjustedCrossEntropy',
-           'NTXentLoss', 'NonFiniteError', 'RocAuc', 'TwoStageLearner', 'UnweightedAccuracy', 'by_depth',
-           'cached_features', 'pretrain']
+           'NonFiniteError', 'RocAuc', 'TwoStageLearner', 'UnweightedAccuracy', 'by_depth', 'cached_features',
+           'pretrain']
 
 # %% ../../nbs/api/train/index.ipynb #5eed0014
 from asymcl.train.baselines import (
@@ -25,7 +25,7 @@ from asymcl.train.metrics import (
     RocAuc,
     UnweightedAccuracy,
 )
-from .self_supervised import NTXentLoss, pretrain
+from .self_supervised import pretrain
 from .two_stage import TwoStageLearner
 
 # %% ../../nbs/api/train/index.ipynb #5eed0015
@@ -37,7 +37,6 @@ _all_ = [
     "KnnAccuracy",
     "LDAMLoss",
     "LogitAdjustedCrossEntropy",
-    "NTXentLoss",
     "NonFiniteError",
     "RocAuc",
     "TwoStageLearner",
