@@ -48,7 +48,7 @@ try() {
   "$@" || failed+=("$*")
 }
 for notebook in nbs/api/*.ipynb nbs/api/*/*.ipynb; do try jupyter execute --timeout=1200 "$notebook"; done
-for tests in tests/test_*.py; do
+for tests in tests/test_*.py tests/*/test_*.py; do
   case $tests in
     */test_site.py | */test_check_notebooks.py | */test_notebooks.py | */test_benchmarks.py) ;;
     *) try pytest --full "$tests" ;;

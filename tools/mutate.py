@@ -27,7 +27,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 LOSSES = ["tests/test_losses.py"]
-GROUPS = ["tests/test_image_files.py", "-k", "no_group or every_batch or groups_of"]
+GROUPS = ["tests/images/test_image_files.py", "-k", "no_group or every_batch or groups_of"]
 # Notebooks, and arguments of pytest, that test a module
 TESTS = {
     "losses": (["losses"], LOSSES),

@@ -12,7 +12,7 @@ from asymcl.data.datasets import fashion_mnist
 from asymcl.infer.model import TrainedModel
 from asymcl.models import small_encoder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 UNPICKLERS = {"pickle", "joblib", "shelve", "marshal", "dill", "cloudpickle"}
 
 

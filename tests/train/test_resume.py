@@ -11,7 +11,7 @@ import pytest
 
 from asymcl.train.checkpoint import fit_kept
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork"), reason="the harness forks, which this system cannot"
 )
