@@ -46,6 +46,7 @@ from asymcl.train.baselines import (
     logistic_head,
     tau_normalized,
 )
+from ..train.fine_tuning import EvalBatchNorm, by_depth
 from ..train.features import cached_features
 from ..train.guards import NonFiniteError, StopNonFinite
 from ..train.metrics import UnweightedAccuracy
@@ -55,6 +56,7 @@ from asymcl.train.two_stage import (
     StageLearner,
     TwoStageLearner,
     across_ranks,
+    encoder_and_head,
     fused_adam,
     head_learner,
     precision_callbacks,
@@ -126,6 +128,19 @@ def _views(settings):
     "Return the random views of stage 1 and of CE."
     return lesion_views if settings.data == "isic2018" else random_views
 
+# %% ../../nbs/api/compare/runs.ipynb #18ab0002
+def _rates(settings):
+    "Return the highest learning rate, or a slice for parameter groups by depth."
+    if settings.depth_ratio == 1:
+        return settings.lr
+    return slice(settings.lr / settings.depth_ratio, settings.lr)
+
+
+def _fine_tuning(settings):
+    "Return splitter and callbacks of a fine-tuned encoder."
+    splitter = encoder_and_head if settings.depth_ratio == 1 else by_depth
+    return splitter, [EvalBatchNorm()] if settings.batch_norm == "eval" else []
+
 # %% ../../nbs/api/compare/runs.ipynb #91deff1a
 def batch_size_of(
     settings,  # Settings
@@ -165,41 +180,46 @@ def _train_end_to_end(method, data, settings, cbs):
     head = head_for_loss(name, width, len(data.classes))
     if name == "ldam":
         cbs = [DeferredReweighting(counts), *cbs]
+    splitter, fine_tuning = _fine_tuning(settings)
     common = [
         RandomViews(_views(settings), repeat_labels=True),
         AcrossRanks(DistributedMean),
         StopNonFinite(),
         _StopNonFiniteValid(),
         *precision_callbacks(settings.precision),
+        *fine_tuning,
     ]
     learn = StageLearner(
         dls,
         nn.Sequential(encoder, head),
         loss_func=classifier_loss_function(name, counts),
         opt_func=_optimizer(settings),
+        splitter=splitter,
         metrics=UnweightedAccuracy(),
         cbs=[*common, *cbs],
     )
     with across_ranks(learn), learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(settings.epochs, settings.lr, **_schedule(settings))
+        learn.fit_one_cycle(settings.epochs, _rates(settings), **_schedule(settings))
     return encoder, learn, head
 
 # %% ../../nbs/api/compare/runs.ipynb #74f7b7d4
 def _train_contrastive(method, data, settings, cbs):
     "Train stage 1 of a contrastive method; return encoder, learner and None for the head."
     encoder = make_encoder(settings, data.images.shape[1:])
+    splitter, fine_tuning = _fine_tuning(settings)
     learn = TwoStageLearner(
         _loaders(data, settings, encoder),
         encoder,
         contrastive_loss(method, settings, len(data.classes)),
         make_views=_views(settings),
         opt_func=_optimizer(settings),
+        splitter=splitter,
         precision=settings.precision,
-        cbs=[_StopNonFiniteValid(), *cbs],
+        cbs=[_StopNonFiniteValid(), *fine_tuning, *cbs],
     )
     stage_1 = learn.contrastive
     with across_ranks(stage_1), stage_1.no_bar(), stage_1.no_logging():
-        learn.fit_contrastive(settings.epochs, settings.lr, **_schedule(settings))
+        learn.fit_contrastive(settings.epochs, _rates(settings), **_schedule(settings))
     return learn.encoder, stage_1, None
 
 

@@ -94,6 +94,11 @@ class Settings(DataSettings):
     sampler_alpha: float | None = None
     optimizer: str = "adam"  # optimiser; sgd has momentum 0.9 and weight decay 5e-5
     precision: str = "fp32"  # precision of the training; fp16 needs CUDA
+    # ratio of the learning rate of the head to that of the first layers of a pretrained encoder;
+    # the layers between have rates that grow with depth
+    depth_ratio: float = 1.0
+    # mode of the batch norm layers of a pretrained encoder in training; eval keeps their statistics
+    batch_norm: str = "train"
 
 # %% ../../nbs/api/core/settings.ipynb #ca027dcd
 def resolved(
@@ -134,7 +139,8 @@ LOSS_FIELDS = dict.fromkeys(("frozen", *END_TO_END), ()) | dict(
 METHODS = tuple(LOSS_FIELDS)
 
 # %% ../../nbs/api/core/settings.ipynb #5e77a002
-_STAGE_1 = ("epochs", "lr", "sampler_alpha", "precision")
+_FINE_TUNING = ("depth_ratio", "batch_norm")
+_STAGE_1 = ("epochs", "lr", "sampler_alpha", "precision", *_FINE_TUNING)
 
 
 def unused_settings(
@@ -239,6 +245,7 @@ CHOICES = dict(
     heads=HEADS,
     optimizer=("adam", "sgd"),
     precision=("fp32", "bf16", "fp16"),
+    batch_norm=("train", "eval"),
 )
 RANGES = dict(
     size=(1, 4096),
@@ -255,6 +262,7 @@ RANGES = dict(
     batch_size=(2, 10**6),
     chunk=(1, 10**6),
     sampler_alpha=(0, 1),
+    depth_ratio=(1, 10**6),
 )  # least and most
 POSITIVE = ("lr", "classifier_lr")
 LISTS = ("methods", "seeds", "heads")
@@ -369,6 +377,8 @@ def _job(method, seed, settings):
     unused = unused_settings(method)
     if method in END_TO_END and settings.heads == ("cross_entropy",):
         unused |= {"classifier_epochs", "classifier_lr"}
+    if settings.weights is None:
+        unused |= set(_FINE_TUNING)
     changes = dict(lr=stage_1_rate(settings)) | {name: getattr(Settings, name) for name in unused}
     return replace(settings, methods=(method,), seeds=(seed,), **changes)
 
