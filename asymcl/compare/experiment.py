@@ -26,7 +26,7 @@ from .data import data_settings, describe_data, load_data, source_state
 from .records import Run, images_path, job_key, read_record, write_record
 from .runs import batch_seconds, batch_size_of, make_encoder, run_method
 from ..core.checks import ArgumentError
-from ..core.settings import Settings, expand, regime, unused_settings
+from ..core.settings import FAMILIES, Settings, expand, regime, unused_settings
 from ..models import encoder_width
 from ..train.guards import NonFiniteError
 from ..train.two_stage import precision_callbacks
@@ -50,7 +50,7 @@ def used_value(
     "Return the value of a setting that a method uses, or what stands for it."
     if name not in unused_settings(method):
         return value
-    if name in ("eta", "gamma") and method in ("CL", "FCL", "ACL"):
+    if name in ("eta", "gamma") and FAMILIES.fullmatch(method):
         return 0.0
     return None
 

@@ -28,7 +28,7 @@ from .experiment import used_value
 from .records import plain_json, read_record, splits_name
 from .runs import batch_size_of
 from ..core.files import versions, write_atomic
-from ..core.settings import resolved
+from ..core.settings import FAMILIES, resolved
 from ..data.imbalance import advice_on_counts
 from ..metrics import METRIC_NAMES
 from asymcl.plots import (
@@ -265,7 +265,11 @@ _CAPTIONS = dict(
         "A dot per seed, the mean, and its 95% t interval over seeds, clipped to the scale. Where "
         "intervals overlap widely, these runs show no difference.",
     ),
-    grid=("Grid", "Mean over seeds for each eta and gamma, with the first of the heads."),
+    grid=(
+        "Grid",
+        "Mean over seeds for each eta and gamma, for CL or SupMin, whichever is first, with the "
+        "first of the heads.",
+    ),
     over_proportions=(
         "Proportions",
         "Mean and 95% t interval over seeds, by the share of the last class in the training set.",
@@ -322,6 +326,10 @@ def _over_settings(runs):
             record | dict(eta=float(record["eta"]), gamma=float(record["gamma"]))
             for record in records
             if record["eta"] is not None and record.get("head") == head
+        ]
+        families = [FAMILIES.fullmatch(record["loss"])[1] for record in shown]
+        shown = [
+            record for record, family in zip(shown, families, strict=True) if family == families[0]
         ]
         return dict(grid=plot_grid(shown)) if shown else {}
     if varied == {"proportions"}:

@@ -29,7 +29,7 @@ from asymcl.core.settings import (
     stage_1_rate,
 )
 from ..distributed import DistributedMean
-from ..losses import ACL, AFCL, CL, FCL
+from ..losses import ACL, AFCL, CL, FCL, SupMinLoss
 from ..metrics import evaluate_predictions, unweighted_accuracy
 from ..models import encode_all, encoder_width, resnet_encoder, small_encoder
 from ..pretrained import load_weights, timm_encoder
@@ -79,12 +79,15 @@ class _ExtraTerm(nn.Module):
 def contrastive_loss(
     method,  # name of a contrastive method
     settings,  # Settings
-    classes=2,  # number of classes
+    counts=(1, 1),  # numbers of training images of the classes
 ) -> nn.Module:
-    "Return the loss of a contrastive method with the settings that it uses."
-    makers = dict(
-        CL=CL, FCL=FCL, ACL=ACL, AFCL=AFCL, extra=_ExtraTerm, KCL=KCL, BCL=partial(BCL, classes)
-    )
+    "Return the loss of a contrastive method. SupMin takes all classes but the largest as rare."
+    counts = list(counts)
+    frequent = counts.index(max(counts))
+    supmin = partial(SupMinLoss, tuple(c for c in range(len(counts)) if c != frequent))
+    makers = dict(CL=CL, FCL=FCL, ACL=ACL, AFCL=AFCL, extra=_ExtraTerm, KCL=KCL)
+    makers |= dict(BCL=partial(BCL, len(counts)))
+    makers |= dict.fromkeys(("SupMin", "FSupMin", "ASupMin", "AFSupMin"), supmin)
     return makers[method](**{name: getattr(settings, name) for name in LOSS_FIELDS[method]})
 
 # %% ../../nbs/api/compare/runs.ipynb #9f90b860
@@ -210,7 +213,7 @@ def _train_contrastive(method, data, settings, cbs):
     learn = TwoStageLearner(
         _loaders(data, settings, encoder),
         encoder,
-        contrastive_loss(method, settings, len(data.classes)),
+        contrastive_loss(method, settings, data.counts("train").tolist()),
         make_views=_views(settings),
         opt_func=_optimizer(settings),
         splitter=splitter,
