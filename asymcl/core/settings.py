@@ -6,9 +6,9 @@ Docs: https://asymcl.github.io/asymcl/api/core/settings.html.md"""
 
 # %% auto #0
 __all__ = ['END_TO_END', 'LOSS_FIELDS', 'METHODS', 'FAMILIES', 'HEADS', 'BUNDLED', 'PUBLISHED', 'READS', 'CHOICES', 'RANGES',
-           'POSITIVE', 'LISTS', 'VARIED', 'Reading', 'DataSettings', 'Settings', 'resolved', 'unused_settings',
-           'regime', 'default_rate', 'stage_1_rate', 'weights_path', 'weights_digest', 'check_value', 'check_values',
-           'expand']
+           'POSITIVE', 'LISTS', 'VARIED', 'Reading', 'DataSettings', 'Settings', 'Pretraining', 'resolved',
+           'unused_settings', 'regime', 'default_rate', 'stage_1_rate', 'weights_path', 'weights_digest', 'check_value',
+           'check_weights', 'check_values', 'expand']
 
 # %% ../../nbs/api/core/settings.ipynb #966dd095
 import hashlib
@@ -100,6 +100,27 @@ class Settings(DataSettings):
     depth_ratio: float = 1.0
     # mode of the batch norm layers of a pretrained encoder in training; eval keeps their statistics
     batch_norm: str = "train"
+
+# %% ../../nbs/api/core/settings.ipynb #74d631c1
+@dataclass(frozen=True)
+class Pretraining:
+    "Settings of stage 0"
+
+    encoder: str = "small"  # encoder of the images
+    # weights of the encoder before the training: random, bundled with this package, of ImageNet for
+    # a ResNet, published by timm, or read from a file (default: none, random weights)
+    weights: str | None = None
+    epochs: int = 12  # number of epochs
+    lr: float = 3e-3  # highest learning rate of the one-cycle schedule
+    # number of images in a batch, two views of each
+    # (default: 128, or all training images where there are fewer)
+    batch_size: int | None = None
+    temperature: float = 0.07  # divisor of the cosine similarities
+    # number of views embedded at a time; fewer need less memory and more time
+    # (default: all of a batch)
+    chunk: int | None = None
+    precision: str = "fp32"  # precision of the training; fp16 needs CUDA
+    seed: int = 0  # seed of drawn splits, of the weights, and of views and order of the images
 
 # %% ../../nbs/api/core/settings.ipynb #ca027dcd
 def resolved(
@@ -309,10 +330,13 @@ def _check_combination(settings):
     if settings.long_tail_ratio is not None and shares:
         raise ArgumentError("long_tail_ratio", "and proportions exclude each other: give one")
     if getattr(settings, "weights", None) is not None:
-        _check_weights(settings.weights, settings.encoder)
+        check_weights(settings.weights, settings.encoder)
 
 
-def _check_weights(weights, encoder):
+def check_weights(
+    weights,  # name or path of weights
+    encoder,  # name of an encoder
+):
     "Raise ArgumentError for a missing file, and for published weights of another encoder"
     users = dict(imagenet="resnet", pretrained="timm/")
     if weights in PUBLISHED and not encoder.startswith(users[weights]):

@@ -28,12 +28,13 @@ def _check_batch_size(batch_size, images):
         raise ArgumentError("batch_size", problem)
 
 
-def _loaders(data, batch_size):
+def _loaders(data, batch_size, pixel_stats):
     "Loaders of the data; two training images stand in for missing validation images"
-    dls = data.dls(batch_size)
+    dls = data.dls(batch_size, pixel_stats=pixel_stats)
     if not len(data.splits["valid"]):
         rows = data.splits["train"][:2]
-        dls.loaders[1] = data.loader_for(data.images[rows], data.labels[rows], device=dls.device)
+        images = data.images[rows], data.labels[rows]
+        dls.loaders[1] = data.loader_for(*images, pixel_stats=pixel_stats, device=dls.device)
     return dls
 
 # %% ../../nbs/api/train/self_supervised.ipynb #8bdd0f8d
@@ -71,11 +72,14 @@ def pretrain(
 ) -> TwoStageLearner:  # with the trained encoder; `contrastive.recorder` holds the losses
     """Train an encoder on images without their labels (SimCLR).
 
-    Raises ValueError for values out of range, for fewer than two images, and for a folder of
-    another training."""
+    Sets `encoder.pretrained` and `encoder.pixel_stats`, as `load_weights` does. Raises ValueError
+    for values out of range, for fewer than two images, and for a folder of another training."""
     _check_batch_size(batch_size, len(data.splits["train"]))
     loss = NTXentLoss(temperature=temperature)
-    dls = _loaders(data, batch_size)
+    pixel_stats = None
+    if getattr(encoder, "pretrained", False):
+        pixel_stats = getattr(encoder, "pixel_stats", None)
+    dls = _loaders(data, batch_size, pixel_stats)
     learn = TwoStageLearner(dls, encoder, loss, make_views=make_views, **kwargs)
     if len(data.classes) < 2:
         learn.contrastive.metrics = L()
@@ -85,4 +89,6 @@ def pretrain(
             quiet.enter_context(learn.contrastive.no_logging())
         cbs = [] if on_epoch is None else [_AfterEpoch(on_epoch)]
         learn.fit_contrastive(epochs, lr, keep=keep, cbs=cbs)
+    encoder.pretrained = True
+    encoder.pixel_stats = dls.train.mean, dls.train.std
     return learn

@@ -160,7 +160,13 @@ def test_same_seed_gives_the_same_numbers_in_two_processes(first_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, least", [("asymcl-compare", 20), ("asymcl-tune", 20), ("asymcl-predict", 6)]
+    "name, least",
+    [
+        ("asymcl-compare", 20),
+        ("asymcl-tune", 20),
+        ("asymcl-pretrain", 20),
+        ("asymcl-predict", 6),
+    ],
 )
 def test_help_explains_every_option(name, least, tmp_path):
     done = subprocess.run([SCRIPTS / name, "--help"], cwd=tmp_path, capture_output=True, text=True)
@@ -181,6 +187,8 @@ for arguments in {calls}:
         pass
 print(sorted({{"torch", "fastai", "matplotlib"}} & set(sys.modules)))
 """
+PRETRAIN = [["--out", "a.safetensors", *bad] for bad in (["--lr", "0"], ["--data", "csv"])]
+PRETRAIN += [["--out", "a.pt"], ["--out", "none/a.safetensors"], []]
 BAD = [["--eta", "x"], ["--eta", "-1"], ["--name", "a/b"], ["--encoder", "vgg"], ["--data", "csv"]]
 
 
@@ -189,6 +197,7 @@ BAD = [["--eta", "x"], ["--eta", "-1"], ["--name", "a/b"], ["--encoder", "vgg"],
     [
         ("compare", "compare", [["--help"], *BAD]),
         ("compare", "tune", [["--help"], *BAD, ["--trials", "0"], ["--search-seeds", "1,"]]),
+        ("pretrain", "pretrain", [["--help"], *PRETRAIN]),
         ("predict", "predict", [["--help"], ["model"], ["model", "image", "--recall", "2"]]),
     ],
 )
