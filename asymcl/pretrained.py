@@ -291,8 +291,11 @@ def timm_encoder(
             raise
         raise ValueError(f"{path}: these are not weights of {name}: {error}") from error
     config = timm.data.resolve_model_data_config(encoder)
-    stats = check_pixel_stats((config["mean"], config["std"]), channels)
-    encoder.pixel_stats = tuple(map(torch.tensor, stats))
+    published = weights in (None, "pretrained")
+    stats = None if published else _described_stats(weights, grey=channels == 1)
+    if stats is None:
+        stats = check_pixel_stats((config["mean"], config["std"]), channels)
+    encoder.pixel_stats = tuple(map(torch.as_tensor, stats))
     encoder.pretrained = weights is not None
     encoder.image_size = image_size or config["input_size"][1]
     encoder.made_by = dict(

@@ -28,7 +28,7 @@ from .experiment import used_value
 from .records import plain_json, read_record, splits_name
 from .runs import batch_size_of
 from ..core.files import versions, write_atomic
-from ..core.settings import FAMILIES, resolved
+from ..core.settings import FAMILIES, Settings, resolved
 from ..data.imbalance import advice_on_counts
 from ..metrics import METRIC_NAMES
 from asymcl.plots import (
@@ -200,6 +200,8 @@ _SHOWN = (
     "optimizer",
     "lr",
     "sampler_alpha",
+    "depth_ratio",
+    "batch_norm",
     "epochs",
     "train_total",
 )
@@ -207,7 +209,8 @@ _SHOWN = (
 
 def _row(content, run):
     "Return a row of the table of records."
-    settings = content["settings"]
+    defaults = {name: getattr(Settings, name) for name in _SHOWN}
+    settings = defaults | content["settings"]
     (method,) = settings["methods"]
     shares = settings["proportions"] or content["counts"]["train"]
     return dict(
@@ -217,6 +220,7 @@ def _row(content, run):
         seed=run.seed,
         regime=run.regime,
         **{name: used_value(method, name, settings[name]) for name in _SHOWN},
+        weights_sha256=content.get("weights_sha256"),
         seconds=run.seconds,
         diverged=run.problem is not None,
         **run.metrics,
