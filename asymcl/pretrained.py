@@ -161,18 +161,25 @@ def _described_stats(weights, grey):
     except (TypeError, ValueError) as error:
         raise ValueError(f"{weights}: {error}") from error
 
+# %% ../nbs/api/pretrained.ipynb #18ae0006
+def _inside(own, prefix, unexpected):
+    "Unexpected names in parts that the encoder has, such as further blocks; a classifier is none"
+    parts = {name.split(".")[0] for name in own}
+    names = [key.removeprefix(prefix) for key in unexpected if key.startswith(prefix)]
+    return [name for name in names if name.split(".")[0] in parts and _COUNTERS not in name]
+
 # %% ../nbs/api/pretrained.ipynb #84c4e6fc
 def load_weights(
     encoder,  # nn.Module, changed in place
     weights,  # path of a safetensors or PyTorch file, name of bundled weights, or dict of tensors
-    strict=True,  # whether a tensor that the file does not have is an error
+    strict=True,  # whether tensors that are missing, or unexpected in a layer, are an error
 ) -> LoadedWeights:
     """Copy weights into an encoder.
 
     Prefixes such as `module.` are removed, and colour weights fit a grey encoder. Sets
     `encoder.pretrained`, and `encoder.pixel_stats` if the file describes them. Raises
     FileNotFoundError for a missing file, and ValueError for a file without weights, for tensors
-    of another shape, for missing tensors if `strict`, and if no name matches."""
+    of another shape, for missing tensors and unexpected layers if `strict`, and if no name matches."""
     where = "weights" if isinstance(weights, dict) else str(weights)
     found = weights if isinstance(weights, dict) else read_weights(weights)
     own = encoder.state_dict()
@@ -182,11 +189,14 @@ def load_weights(
     missing = tuple(name for name in own if name not in fitting and _COUNTERS not in name)
     unexpected = tuple(key for key in found if key.removeprefix(prefix) not in fitting)
     _check_fitting(where, fitting, own, found)
-    if missing and strict:
-        raise ValueError(
-            f"{where}: {len(missing)} tensors of the encoder are missing: {_shorten(missing)}; "
-            "these are weights of another architecture, or give strict=False"
-        )
+    foreign = _inside(own, prefix, unexpected)
+    problems = {"of the encoder are missing": missing, "are not in the encoder": foreign}
+    for kind, names in problems.items():
+        if names and strict:
+            raise ValueError(
+                f"{where}: {len(names)} tensors {kind}: {_shorten(names)}; "
+                "these are weights of another architecture, or give strict=False"
+            )
     summed = any(fitting[name].shape != found[prefix + name].shape for name in known)
     stats = _described_stats(weights, grey=summed)
     encoder.load_state_dict(fitting, strict=False)
