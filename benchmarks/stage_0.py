@@ -113,7 +113,7 @@ def search(options):
         for seed in SEARCH_SEEDS:
             data = load(options, PROPORTIONS["98:2"], seed)
             valid = scores(*stage_0(options, seed, epochs), data)["valid"]
-            rows.append(dict(epochs=epochs, seed=seed, valid=valid))
+            rows.append(dict(part="search", epochs=epochs, seed=seed, valid=valid))
     return rows, max(SEARCH_EPOCHS, key=lambda epochs: mean_auc(rows, epochs))
 
 
@@ -135,7 +135,7 @@ def test(options, epochs):
                 "stage 0": stage_0_weights,
             }
             for name, weights in kinds.items():
-                row = dict(weights=name, proportions=proportions, seed=seed)
+                row = dict(part="test", weights=name, proportions=proportions, seed=seed)
                 rows.append(row | scores(*weights, data))
     return rows
 
@@ -154,10 +154,9 @@ def main():
         options.weights = options.weights or Path(folder)
         options.weights.mkdir(parents=True, exist_ok=True)
         rows, epochs = search(options)
+        rows += test(options, epochs)
         facts = dict(encoder="small", head="logistic", source=Path(options.source).name)
-        search_record = record(rows, part="search", **facts)
-        test_record = record(test(options, epochs), part="test", epochs=epochs, **facts)
-        save([search_record, test_record], options.out)
+        save(record(rows, epochs=epochs, **facts), options.out)
 
 
 if __name__ == "__main__":
