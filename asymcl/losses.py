@@ -283,7 +283,7 @@ def positive_labels(
     rare,  # class or classes whose images are positives of each other
     supervised_share=0.0,  # share in [0, 1] of the other images, drawn anew, that are, too
 ):  # labels (n,), and (r,) or None, that are equal for positives
-    "Give each image of a frequent class a label of its own"
+    "Give each image of a frequent class its own label"
     both = torch.cat([o.long() for o in (labels, reference_labels) if o is not None])
     rare = torch.tensor(_rare_classes(rare), dtype=torch.long, device=both.device)
     supervised = torch.isin(both, rare)

@@ -179,7 +179,7 @@ def load_weights(
     Prefixes such as `module.` are removed, and colour weights fit a grey encoder. Sets
     `encoder.pretrained`, and `encoder.pixel_stats` if the file describes them. Raises
     FileNotFoundError for a missing file, and ValueError for a file without weights, for tensors
-    of another shape, for missing tensors and unexpected layers if `strict`, and if no name matches."""
+    of another shape, if no name matches, and if `strict` for missing or unexpected tensors."""
     where = "weights" if isinstance(weights, dict) else str(weights)
     found = weights if isinstance(weights, dict) else read_weights(weights)
     own = encoder.state_dict()

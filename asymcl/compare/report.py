@@ -44,10 +44,10 @@ from ..statistics import INTERVAL_SEEDS, compare_methods, mean_interval, sentenc
 
 # %% ../../nbs/api/compare/report.ipynb #dca8b928
 TABLE_NOTE = (
-    "Percent, mean over seeds, with the range (lowest-highest) of 2 or 3 seeds or the 95% t interval "
-    "[low-high] of 4 or more seeds, clipped to 0-100. Accuracy weights the recall of each class by its "
-    "share of the training images, balanced accuracy weights all classes equally (WA and UWA in the "
-    "paper). Seconds are training time."
+    "Percent, mean over seeds, with the range (lowest-highest) of 2 or 3 seeds or the 95% t "
+    "interval [low-high] of 4 or more seeds, clipped to 0-100. Accuracy weights the recall of each "
+    "class by its share of the training images, balanced accuracy weights all classes equally "
+    "(WA and UWA in the paper). Seconds are training time."
 )
 
 
@@ -363,7 +363,8 @@ _PAGE = Template("""<!DOCTYPE html>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ccc; white-space: nowrap }
+th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid #ccc }
 th:first-child { text-align: left }
 img { max-width: 100%; height: auto } pre { background: #f4f4f4; padding: .8rem; overflow-x: auto }
 </style></head><body>
