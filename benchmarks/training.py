@@ -48,7 +48,7 @@ from torch import nn
 from torchvision import transforms
 
 from asymcl.compare.runs import batch_size_of, contrastive_loss, run_method
-from asymcl.core.settings import Settings
+from asymcl.core.settings import Settings, stage_1_rate
 from asymcl.data.datasets import ImageData, fashion_mnist
 from asymcl.losses import AFCL
 from asymcl.metrics import evaluate_predictions
@@ -621,7 +621,7 @@ def usual_recipe(data, settings, seed, args, workers):
     device = torch.device(default_device())
     model = bare_model(args, data, device)
     optimizer = adamw(model.parameters())
-    schedule = one_cycle(optimizer, settings.lr, settings.epochs * len(views))
+    schedule = one_cycle(optimizer, stage_1_rate(settings), settings.epochs * len(views))
     for _ in range(settings.epochs):
         bare_epoch(
             model,

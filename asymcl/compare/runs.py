@@ -134,9 +134,8 @@ def _views(settings):
 # %% ../../nbs/api/compare/runs.ipynb #18ab0002
 def _rates(settings):
     "Return the highest learning rate, or a slice for parameter groups by depth."
-    if settings.depth_ratio == 1:
-        return settings.lr
-    return slice(settings.lr / settings.depth_ratio, settings.lr)
+    rate = stage_1_rate(settings)
+    return rate if settings.depth_ratio == 1 else slice(rate / settings.depth_ratio, rate)
 
 
 def _fine_tuning(settings):
@@ -300,7 +299,6 @@ def run_method(
         methods=(method,),
         seeds=(seed,),
         batch_size=batch_size_of(settings, len(data.splits["train"])),
-        lr=stage_1_rate(settings),
     )
     check_values(settings)
     about = about or describe_data(data)
@@ -382,6 +380,6 @@ def batch_seconds(
     "Measure the time of one training batch of stage 1."
     timer = _TimeBatches()
     batch_size = batch_size_of(job, len(data.splits["train"]))
-    job = replace(job, batch_size=batch_size, epochs=3, lr=stage_1_rate(job))
+    job = replace(job, batch_size=batch_size, epochs=3)
     _train_stage_1(data, job, [timer])
     return timer.seconds
