@@ -734,6 +734,14 @@ def _check_views(embeddings, labels, prototypes):
         raise ValueError(f"labels must be integers with prototypes, got {tuple(labels.shape)}")
     check_prototypes(prototypes, embeddings, labels)
 
+
+def _unit_prototypes(prototypes):
+    "Prototypes of two classes or more, scaled to length one, or an error"
+    check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
+    if len(prototypes) < 2:
+        raise ValueError("prototypes must be two or more, got 1")
+    return unit_rows(plain_tensor(prototypes).detach())
+
 # %% ../nbs/api/losses.ipynb #6b3d2f58
 class SupPrototypeLoss(SupMinLoss):
     """Own views, and a fixed prototype per class, as positives (Mildenberger et al. 2025).
@@ -752,12 +760,9 @@ class SupPrototypeLoss(SupMinLoss):
         **settings,  # normalize, reduction, check_values, backend
     ):
         super().__init__(eta=eta, temperature=temperature, **(self._fixed | settings))
-        check_embeddings("prototypes", prototypes, "(classes, d)", (2,))
-        if len(prototypes) < 2:
-            raise ValueError("prototypes must be two or more, got 1")
+        self.register_buffer("prototypes", _unit_prototypes(prototypes))
         _check_number("margin", margin)
         self.margin = margin
-        self.register_buffer("prototypes", unit_rows(plain_tensor(prototypes).detach()))
 
     def forward(self, embeddings, labels):
         difference = self.difference(embeddings, labels)
