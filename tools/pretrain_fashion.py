@@ -4,11 +4,12 @@
 
 Cross-entropy on all classes but the two of the experiment, six epochs, one random view of each image, one-cycle schedule.
 The file is a safetensors file of the encoder's weights. Its metadata give the encoder, the mean and standard deviation of
-the pixels, the classes and the settings. The two classes of the experiment are never loaded.
+the pixels, the classes and the settings, which are also printed. The two classes of the experiment are never loaded.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from fastai.callback.schedule import Learner
@@ -81,7 +82,7 @@ def main():
         std=std.tolist(),
     )
     print(json.dumps(describe_weights(options.out), indent=1))
-    print(f"{options.out}: {options.out.stat().st_size:,} bytes")
+    print(f"{options.out}: {options.out.stat().st_size:,} bytes", file=sys.stderr)
 
 
 if __name__ == "__main__":
