@@ -6,7 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'per_class_recall', 'unweighted_accuracy', 'weighted_accuracy', 'roc_auc', 'average_precision',
-           'calibration_error', 'knn_unweighted_accuracy', 'rarest_class', 'evaluate_predictions']
+           'calibration_error', 'knn_unweighted_accuracy', 'sample_alignment_accuracy', 'class_alignment_consistency',
+           'even_subset', 'rarest_class', 'evaluate_predictions']
 
 # %% ../nbs/api/metrics.ipynb #33e9bb2c
 import numpy as np
@@ -22,6 +23,8 @@ METRIC_NAMES = dict(
     roc_auc="ROC AUC",
     average_precision="average precision",
     calibration_error="calibration error",
+    sample_alignment="sample alignment accuracy",
+    class_consistency="class alignment consistency",
 )
 
 # %% ../nbs/api/metrics.ipynb #c1caafd5
@@ -219,6 +222,77 @@ def knn_unweighted_accuracy(
     search = NearestNeighbors(n_neighbors=int(k), algorithm="brute").fit(normalize(z))
     neighbours = search.kneighbors(return_distance=False)
     return unweighted_accuracy(_vote(labels[neighbours]), labels)
+
+# %% ../nbs/api/metrics.ipynb #50ffc2af
+def _neighbours(embeddings, targets, share):
+    """Find the nearest of the other embeddings, a share of all but at least one.
+
+    Returns their indices (n * views, k), and class and image of each embedding, (n * views,)."""
+    labels = _as_labels(targets, "targets")
+    z = as_array(embeddings, "embeddings").astype(float)
+    z = z[:, None] if z.ndim == 2 else z
+    if z.ndim != 3 or not np.isfinite(z).all():
+        raise ValueError(
+            f"embeddings must be finite, of shape (n, d) or (n, views, d), got {z.shape}"
+        )
+    _check_same_length("embeddings", z, labels)
+    images = np.repeat(np.arange(len(z)), z.shape[1])
+    if len(images) < 2:
+        raise ValueError(f"embeddings must be two or more, got {len(images)}")
+    k = max(1, int(share * len(images)))
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute")
+    search.fit(normalize(z.reshape(len(images), -1)))
+    return search.kneighbors(return_distance=False), labels[images], images
+
+
+def _by_class(values, labels, n_classes):
+    "Return the mean of the values (n,) of each class, (n_classes,); NaN for an absent class"
+    labels = _as_labels(labels, "targets", n_classes)
+    counts = np.bincount(labels, minlength=n_classes)
+    sums = np.bincount(labels, weights=values, minlength=n_classes)
+    return np.divide(sums, counts, out=np.full(n_classes, np.nan), where=counts > 0)
+
+# %% ../nbs/api/metrics.ipynb #c3c40106
+def sample_alignment_accuracy(
+    embeddings,  # (n, views, d), array or tensor, two or more views
+    targets,  # true class indices, (n,)
+    n_classes,  # number of classes, >= 1
+) -> np.ndarray:  # of each class, (classes,), in 0..1; NaN for a class absent from `targets`
+    """Compute how often the nearest neighbour of a view is a view of the same image.
+
+    Raises ValueError for shapes that differ, embeddings that are not finite, and labels out of
+    range. Source: Mildenberger et al., CVPR 2025 (sample alignment accuracy)."""
+    if np.ndim(embeddings) != 3 or np.shape(embeddings)[1] < 2:
+        shape = tuple(np.shape(embeddings))
+        raise ValueError(f"embeddings must have shape (n, views, d), views >= 2, got {shape}")
+    neighbours, labels, images = _neighbours(embeddings, targets, share=0)
+    return _by_class(images[neighbours[:, 0]] == images, labels, n_classes)
+
+# %% ../nbs/api/metrics.ipynb #d0de5439
+def class_alignment_consistency(
+    embeddings,  # (n, d), or (n, views, d) of which all views count, array or tensor
+    targets,  # true class indices, (n,)
+    n_classes,  # number of classes, >= 1
+    share=0.05,  # share of all embeddings that are neighbours, in (0, 1); at least one is
+) -> np.ndarray:  # of each class, (classes,), in 0..1; NaN for a class absent from `targets`
+    """Compute the share of nearest neighbours of the same class.
+
+    Raises ValueError for shapes that differ, embeddings that are not finite, and labels or share
+    out of range. Source: Mildenberger et al., CVPR 2025 (class alignment consistency)."""
+    if not 0 < share < 1:
+        raise ValueError(f"share must be in (0, 1), got {share}")
+    neighbours, labels, _ = _neighbours(embeddings, targets, share)
+    same = labels[neighbours] == labels[:, None]
+    return _by_class(same.mean(1), labels, n_classes)
+
+# %% ../nbs/api/metrics.ipynb #0f7e5b87
+def even_subset(
+    targets,  # class indices, (n,), array or tensor
+    most,  # largest number of images to choose, >= 1
+) -> np.ndarray:  # indices of images, ordered by class, (m,), m <= most
+    "Choose every second, third, ... image of each class, so that classes keep their shares."
+    order = np.argsort(as_array(targets, "targets"), kind="stable")
+    return order[:: -(-len(order) // most)]
 
 # %% ../nbs/api/metrics.ipynb #f2eaf55e
 def rarest_class(

@@ -40,7 +40,7 @@ from asymcl.plots import (
     plot_grid,
     plot_over,
 )
-from ..statistics import INTERVAL_SEEDS, compare_methods, mean_interval, sentence
+from ..statistics import INTERVAL_SEEDS, compare_methods, mean_interval, sentences
 
 # %% ../../nbs/api/compare/report.ipynb #dca8b928
 TABLE_NOTE = (
@@ -393,7 +393,7 @@ def differences(
     complete = len(table) == table["method"].nunique() * table["seed"].nunique()
     if not (baselines and metrics and complete):
         return []
-    return [sentence(row) for _, row in compare_methods(table, metrics, baselines).iterrows()]
+    return sentences(compare_methods(table, metrics, baselines))
 
 # %% ../../nbs/api/compare/report.ipynb #769819aa
 def _section(title, lines):
