@@ -104,21 +104,14 @@ class Work:
         for changes in self.trials(method):
             runs = self.runs(changes, SEARCH_SEEDS)
             for head in HEADS if method == "CE" else ("logistic",):
-                rows.append(
-                    dict(
-                        part="search",
-                        task=self.name,
-                        method=method,
-                        settings=readable(changes),
-                        head=head,
-                        valid_roc_auc=mean(
-                            run.valid_metrics.get("roc_auc", 0)
-                            for run in runs
-                            if run.varied["head"] == head
-                        ),
-                        changes=changes,
-                    )
-                )
+                scores = [
+                    run.valid_metrics.get("roc_auc", 0.0)
+                    for run in runs
+                    if run.varied["head"] == head
+                ]
+                row = dict(part="search", task=self.name, method=method, head=head)
+                row |= dict(settings=readable(changes), changes=changes)
+                rows.append(row | dict(valid_roc_auc=mean(scores), valid_by_seed=scores))
         return rows
 
     def test(self, method, row):
