@@ -5,23 +5,27 @@ python benchmarks/evidence.py --source FASHION_MNIST_FOLDER [--weights FOLDER] [
 The design is written down in nbs/results/scenarios.ipynb. Every method has six trials: three learning rates, each with
 two values of one more setting. Settings, the averaging of AFCL, the head of CE and the best contrastive method are chosen
 by the mean validation ROC AUC of seeds 100 and 101. Finished encoders are not trained again, and several processes may
-share the work. The folder of weights holds the files of tools/pretrain_fashion.py.
+share the work. The folder of weights holds the files of tools/pretrain_fashion.py. Rows of other tasks in the file --out
+stay as they are.
 """
 
 import argparse
-import shutil
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from record import RESULTS, add_options, record, save
+import pandas as pd
+from record import add_options, record, save
 
 from asymcl.compare import compare
 from asymcl.compare.experiment import data_loader
 from asymcl.core.settings import Settings
+from asymcl.statistics import Predictions, image_intervals
 
 SEARCH_SEEDS = (100, 101)
 HEADS = ("cross_entropy", "logistic")
+METRICS = ("roc_auc", "average_precision", "unweighted_accuracy", "weighted_accuracy")
 
 
 @dataclass(frozen=True)
@@ -115,22 +119,25 @@ class Work:
         return rows
 
     def test(self, method, row):
-        "A row for each seed and head with the chosen settings"
-        return [
-            dict(
-                part="test",
-                task=self.name,
-                method=method,
-                settings=row["settings"],
-                head=run.varied["head"],
-                seed=run.seed,
-                **{
-                    name: run.metrics.get(name, float("nan"))
-                    for name in ("roc_auc", "unweighted_accuracy")
-                },
-            )
-            for run in self.runs(row["changes"], self.seeds)
+        "Runs of each seed and head with the chosen settings, and a row for each"
+        runs = self.runs(row["changes"], self.seeds)
+        facts = dict(part="test", task=self.name, method=method, settings=row["settings"])
+        return runs, [
+            facts
+            | dict(head=run.varied["head"], seed=run.seed, seconds=run.seconds)
+            | {name: run.metrics.get(name) for name in METRICS}
+            | dict(valid_roc_auc=run.valid_metrics.get("roc_auc"))
+            for run in runs
         ]
+
+    def predictions(self, run):
+        "Predictions of a run for the test images"
+        table = pd.read_csv(self.folder / f"{run.key}.predictions.csv")
+        table = table[table["head"] == run.varied["head"]]
+        classes = run.data["classes"]
+        probabilities = table[[f"probability of {name}" for name in classes]].to_numpy()
+        labels = table["class"].map(classes.index).to_numpy()
+        return Predictions(table["image"].to_numpy(), labels, probabilities)
 
 
 def readable(changes):
@@ -145,34 +152,53 @@ def best(rows):
     return max(rows, key=lambda row: row["valid_roc_auc"])
 
 
+def choose(searches):
+    "Chosen row of each method, with AFCL in the better averaging, and the best methods"
+    chosen = {method: best(searches[method]) for method in ("CE", "CL", "SupMin", "AFSupMin")}
+    chosen["AFCL"] = best([best(searches["AFCL pairs"]), best(searches["AFCL batch"])])
+    scores = {method: row["valid_roc_auc"] for method, row in chosen.items()}
+    trained = max(scores, key=scores.get)
+    contrastive = max((name for name in scores if name != "CE"), key=scores.get)
+    for method, row in chosen.items():
+        bests = dict(best_trained=method == trained, best_contrastive=method == contrastive)
+        chosen[method] = row | bests | dict(part="choice", method=method)
+    contrasts = {"AFCL": "CL", "SupMin": "CL"}
+    return chosen, [*contrasts.items(), (contrastive, "CE"), (trained, "frozen")]
+
+
+def image_rows(work, runs, chosen, contrasts):
+    "Bootstrap intervals over test images of the primary contrasts, with the chosen heads"
+    predictions = {}
+    for method, all_heads in runs.items():
+        head = chosen[method]["head"]
+        predictions[method] = [
+            work.predictions(run) for run in all_heads if run.varied["head"] == head
+        ]
+    contrasts = [pair for pair in contrasts if set(pair) <= set(predictions)]
+    table = image_intervals(predictions, contrasts=contrasts)
+    facts = dict(part="images", task=work.name)
+    return [facts | row for row in table.to_dict("records") if row["baseline"]]
+
+
 def study(work):
     "Rows of one task: all trials, the choices, and the test of what was chosen"
     searches = {method: work.search(method) for method in VARIANTS}
-    averaging = best([best(searches["AFCL pairs"]), best(searches["AFCL batch"])])
-    chosen = {
-        "CE": best(searches["CE"]),
-        "CL": best(searches["CL"]),
-        "SupMin": best(searches["SupMin"]),
-        "AFCL": averaging,
-        "AFSupMin": best(searches["AFSupMin"]),
-    }
-    trained = max(chosen, key=lambda name: chosen[name]["valid_roc_auc"])
-    contrastive = max(list(chosen)[1:], key=lambda name: chosen[name]["valid_roc_auc"])
-    rows = [row for search in searches.values() for row in search]
-    for method, row in chosen.items():
-        bests = dict(best_trained=method == trained, best_contrastive=method == contrastive)
-        rows.append(row | bests | dict(part="choice", method=method))
-    tests = [row for method in chosen for row in work.test(method, chosen[method])]
+    chosen, contrasts = choose(searches)
+    rows = [row for search in searches.values() for row in search] + list(chosen.values())
     if work.base.weights:
-        tests += work.test("frozen", dict(settings="", changes=dict(methods=("frozen",))))
-    return rows + tests
+        chosen["frozen"] = dict(settings="", head="logistic", changes=dict(methods=("frozen",)))
+    runs = {}
+    for method, row in chosen.items():
+        runs[method], tests = work.test(method, row)
+        rows += tests
+    return rows + image_rows(work, runs, chosen, contrasts)
 
 
-def collect(work, folder):
-    "Copy the records of a task, without the predictions"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in work.folder.glob("*.json"):
-        shutil.copy(path, folder / path.name)
+def earlier(path, names):
+    "Rows of an existing record that are not of the tasks `names`"
+    if path is None or not path.exists():
+        return []
+    return [row for row in json.loads(path.read_text())["rows"] if row["task"] not in names]
 
 
 def main():
@@ -191,15 +217,12 @@ def main():
     names = options.tasks.split(",")
     if options.toy:
         names, options.seeds = ["shirt_98_pretrained"], 1
-    rows = []
+    rows = earlier(options.out, names)
     for name in names:
-        work = Work(name, options)
-        rows += study(work)
-        if not options.toy:
-            collect(work, RESULTS / "evidence" / name)
-    for row in rows:
-        row.pop("changes", None)
-    save(record(rows, source=Path(options.source).name), options.out)
+        for row in study(Work(name, options)):
+            row.pop("changes", None)
+            rows.append(row)
+        save(record(rows, source=Path(options.source).name), options.out)
 
 
 if __name__ == "__main__":
