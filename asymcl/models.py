@@ -11,6 +11,7 @@ __all__ = ['small_encoder', 'resnet_encoder', 'build_encoder', 'encoder_width', 
 # %% ../nbs/api/models.ipynb #7b320139
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +63,11 @@ def resnet_encoder(
     try:
         model = get_model(name, weights=weights and "DEFAULT")
     except (OSError, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
+        url = get_model_weights(name).DEFAULT.url
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         raise ConnectionError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}); "
-            "use weights=None for random ones"
+            f"the ImageNet weights of {name} could not be downloaded ({error}); download {url} on "
+            f"another machine and save it as {path}, or use weights=None for random ones"
         ) from error
     if channels == 1:
         model.conv1 = _grey(model.conv1)
