@@ -201,6 +201,7 @@ def _run(settings, grid, folder, kept):
     from asymcl.core.files import write_atomic
 
     comparison = _comparison(settings, grid, folder)
+    described = json.dumps(_described(settings, grid))
     jobs = comparison.jobs
     abouts = [comparison.about(job) for job in jobs if job.seeds == jobs[0].seeds]
     print(*report.advice(settings, abouts), sep="\n")
@@ -223,7 +224,7 @@ def _run(settings, grid, folder, kept):
             if not (folder / "images.png").is_file():
                 report.write_examples(folder, comparison.load(jobs[0])[0])
             epochs = max(epochs, len(runs) // len(settings.heads) * settings.epochs)
-            write_atomic(folder / "comparison.json", json.dumps(_described(settings, grid)))
+            write_atomic(folder / "comparison.json", described)
             report.write_records(folder, settings, runs)
     except BaseException:
         with suppress(Exception):  # the error that ended the runs is reported

@@ -32,6 +32,7 @@ from asymcl.core.settings import (
     check_value,
     check_values,
     check_weights,
+    stage_1_rate,
 )
 
 # %% ../../nbs/api/cli/pretrain.ipynb #93ec1e22
@@ -56,8 +57,9 @@ def _parser():
         "asymcl-pretrain",
         usage="%(prog)s [options] --out FILE.safetensors",
         description="Train an encoder on all training images of a source without their labels, "
-        "and write its weights. Test images are never used; validation images give the kNN score "
-        "after each epoch, if they have labels.",
+        "and write its weights. Validation images give the kNN score after each epoch, if they "
+        "have labels. Test images are not used. Where splits are drawn, another seed draws other "
+        "test images: compare with the same seed and the same options of the data.",
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="file to write, .safetensors")
@@ -138,8 +140,11 @@ def _summary(data):
     train = f"{data.name}: {len(data.splits['train'])} images to train on"
     if len(data.classes) < 2:
         return f"{train}; no labels, so no kNN score"
-    valid = len(data.splits["valid"])
-    return f"{train}, labels not used; {valid} validation images for the kNN score; no test image"
+    valid, test = (len(data.splits[split]) for split in ("valid", "test"))
+    return (
+        f"{train}, labels not used; {valid} validation images for the kNN score; "
+        f"the {test} test images of seed {data.seed} are not used"
+    )
 
 # %% ../../nbs/api/cli/pretrain.ipynb #279a421c
 def _asked(options, data):
@@ -287,6 +292,7 @@ def pretrain_command(
     options = parser.parse_args(arguments)
     with one_line_errors(parser):
         _check_options(options)
+        options.lr = stage_1_rate(options)
         use_device(options.device)
         _pretrain(options)
     return 0

@@ -21,6 +21,7 @@ from fastcore.xdg import xdg_cache_home
 
 from .. import __version__
 from ..core.checks import ArgumentError
+from ..core.files import read_regular
 from ..core.settings import READS, DataSettings, check_values, resolved
 from ..data.datasets import fashion_mnist
 from ..data.isic import isic2018
@@ -126,7 +127,7 @@ def _source_files(settings):
     source = Path(settings.source).expanduser()
     reading = settings.reading
     if settings.data == "csv":
-        table = read_table(source.read_bytes(), source)
+        table = read_table(read_regular(source), source)
         root = source.parent if reading.root is None else reading.root
         return [source, *(Path(inside(root, name).path) for name in table[reading.path_column])]
     if source.is_file():

@@ -26,8 +26,16 @@ from .data import data_settings, describe_data, load_data, source_state
 from .records import Run, images_path, job_key, read_record, write_record
 from .runs import batch_seconds, batch_size_of, make_encoder, run_method
 from ..core.checks import ArgumentError
-from ..core.settings import FAMILIES, Settings, expand, regime, unused_settings
+from asymcl.core.settings import (
+    FAMILIES,
+    Settings,
+    expand,
+    regime,
+    unused_settings,
+    weights_digest,
+)
 from ..models import encoder_width
+from ..pretrained import warn_of_weights
 from ..train.guards import NonFiniteError
 from ..train.two_stage import precision_callbacks
 
@@ -105,6 +113,7 @@ class Comparison:
         self._load = load or data_loader(len({data_settings(job) for job in self.jobs}))
         self._state = lru_cache(None)(source_state)
         self._fingerprints = {}
+        self._digests = {name: weights_digest(name) for name in {job.weights for job in self.jobs}}
         self._loaded = set()
 
     def load(
@@ -139,6 +148,18 @@ def _check_images(self: Comparison, job, about):
         raise ValueError(
             f"the images of seed {seed} in {job.source} have changed since the runs "
             f"recorded in {self.folder}: restore them, or use another folder"
+        )
+
+
+@patch
+def _check_weights(self: Comparison, job):
+    "Raise ValueError for a weights file that has changed since the comparison began."
+    before = self._digests[job.weights]
+    now = weights_digest(job.weights)
+    if now != before:
+        raise ValueError(
+            f"the weights {job.weights} have changed since the comparison began (SHA-256 "
+            f"{before[:16]}, now {now[:16]}): restore the file, or start again"
         )
 
 # %% ../../nbs/api/compare/experiment.ipynb #2d699f25
@@ -208,8 +229,9 @@ def _line(error):
     return shorten(str(error), 400, placeholder=" ...")
 
 
-def _check_encoder(job, image_shape):
-    "Raise ArgumentError for an encoder that images do not fit, or weights that it does not."
+def _check_encoder(job, data):
+    "Raise ArgumentError for unsuitable images or weights; warn of weights that are incomplete."
+    image_shape = data.images.shape[1:]
     try:
         encoder = make_encoder(replace(job, weights=None), image_shape)
         encoder_width(encoder, torch.zeros(2, *image_shape))
@@ -218,9 +240,10 @@ def _check_encoder(job, image_shape):
     if job.weights is None:
         return
     try:
-        make_encoder(job, image_shape)
+        encoder = make_encoder(job, image_shape)
     except ValueError as error:
         raise ArgumentError("weights", f"{job.weights!r} cannot be used: {_line(error)}") from error
+    warn_of_weights(encoder, data)
 
 # %% ../../nbs/api/compare/experiment.ipynb #86776637
 @patch
@@ -239,7 +262,7 @@ def check(self: Comparison):
         _check_batches(job, about)
         parts = job.encoder, job.weights, data.images.shape[1:]
         if parts not in checked:
-            _check_encoder(job, data.images.shape[1:])
+            _check_encoder(job, data)
             checked.add(parts)
         images = sum(about["counts"]["train"])
         if job.batch_size is None and images < 128:
@@ -279,6 +302,7 @@ def _train(self: Comparison, job, on_epoch):
     except (ValueError, RuntimeError) as error:
         error.add_note(f"in {method} with seed {seed}")
         raise
+    self._check_weights(job)
     if self.folder is not None and not rank_distrib():
         write_record(self.folder, job, data, runs)
     return self._labelled(runs, job)
@@ -306,6 +330,7 @@ def _diverged(job, head, about, error, seconds):
 @patch
 def _finish(self: Comparison, job, on_epoch):
     "Return the runs of a job, read or trained; None while another process trains it."
+    self._check_weights(job)
     if num_distrib() > 1:
         found = [self.folder is not None and self.record_path(job).exists()]
         torch.distributed.broadcast_object_list(found, 0)

@@ -11,6 +11,7 @@ __all__ = ['contrastive_loss', 'make_encoder', 'batch_size_of', 'run_method', 'b
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
@@ -236,7 +237,9 @@ def _frozen_features(data, settings):
     "Return the features of the weights as they are, as a function of the split."
     encoder = make_encoder(settings, data.images.shape[1:]).to(default_device())
     stats = _pixel_stats(encoder, settings) or data.channel_stats()
-    return cached_features(data, encoder, stats).__getitem__
+    reading = settings.reading
+    cache = None if reading.cache is None else Path(reading.cache) / "features"
+    return cached_features(data, encoder, stats, cache, reading.cache_limit).__getitem__
 
 
 def _stage_1_features(data, settings, cbs):

@@ -31,7 +31,8 @@ class Reading:
     size: int = 64  # side of the decoded images in pixels
     fit: str = "squish"  # treatment of images that are not square
     on_error: str = "raise"  # treatment of bad files and rows: list all and stop, or skip them
-    # folder of the decoded images (default: asymcl/images in the user's cache)
+    # folder of the decoded images; the features of frozen encoders are in its sub-folder features
+    # (default: asymcl/images and asymcl/features in the user's cache)
     cache: str | None = None
     cache_limit: int = 10 * 2**30  # size limit of the cache folder in bytes
     splits: str = "drawn"  # splits of ISIC 2018
@@ -111,7 +112,9 @@ class Pretraining:
     # a ResNet, published by timm, or read from a file (default: none, random weights)
     weights: str | None = None
     epochs: int = 12  # number of epochs
-    lr: float = 3e-3  # highest learning rate of the one-cycle schedule
+    # highest learning rate of the one-cycle schedule
+    # (default: 0.003 from random weights, 0.001 from pretrained ones)
+    lr: float | None = None
     # number of images in a batch, two views of each
     # (default: 128, or all training images where there are fewer)
     batch_size: int | None = None
@@ -208,9 +211,9 @@ def default_rate(
 
 
 def stage_1_rate(
-    settings,  # Settings
+    settings,  # Settings or Pretraining
 ) -> float:
-    "Return the highest learning rate of stage 1, or its default."
+    "Return the highest learning rate of stage 1, or of stage 0, or its default."
     return default_rate(settings.weights is not None) if settings.lr is None else settings.lr
 
 # %% ../../nbs/api/core/settings.ipynb #5e77a022
@@ -233,8 +236,8 @@ def weights_path(
 
 # %% ../../nbs/api/core/settings.ipynb #5e77a023
 @lru_cache
-def _file_digest(path, size, changed):
-    "SHA-256 of a file of this size and time"
+def _file_digest(path, state):
+    "SHA-256 of a file in this state"
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -246,8 +249,9 @@ def weights_digest(
     if weights is None or weights in PUBLISHED:
         return None
     path = weights_path(weights)
-    state = path.stat()
-    return _file_digest(path, state.st_size, state.st_mtime_ns)
+    now = path.stat()
+    state = now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino
+    return _file_digest(path, state)
 
 # %% ../../nbs/api/core/settings.ipynb #02223477
 _FILES = ("size", "fit", "on_error", "cache", "cache_limit")

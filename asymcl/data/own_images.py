@@ -497,7 +497,13 @@ def image_folder(
 ) -> ImageData:
     """Load a folder with a sub-folder for each class, as `from_dataframe` does.
 
-    Raises ValueError for a missing sub-folder, FileNotFoundError for a missing folder."""
+    Raises ValueError for a missing sub-folder and for columns, which only a table has,
+    FileNotFoundError for a missing folder."""
+    if columns := [name for name in kwargs if name.endswith("_column")]:
+        raise ValueError(
+            f"{columns[0]} must be left out for a folder, whose sub-folders are classes and "
+            f"splits, got {kwargs[columns[0]]!r}"
+        )
     path = Path(path).expanduser()
     folders, has_splits = _class_folders(path, classes)
     names = list(dict.fromkeys(folder.name for folder in folders))
@@ -686,6 +692,8 @@ _MAX_NPZ = 2**35  # size limit of an unpacked .npz in bytes; the largest MedMNIS
 
 def _npz_arrays(path):
     "Return the arrays in an .npz as a dict, without unpickling."
+    if path.exists() and not path.is_file():  # a pipe would block
+        raise ValueError(f"{path} is not a regular file")
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())

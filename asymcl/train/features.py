@@ -11,6 +11,7 @@ __all__ = ['cached_features']
 import hashlib
 import json
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,19 +64,32 @@ def _read(path, n):
     return features
 
 # %% ../../nbs/api/train/features.ipynb #89d53a30
+def _store(path, features, limit):
+    "Write features to a cache file, or warn that they cannot be written"
+    try:
+        make_room(path.parent, features.nbytes, limit, path.suffix)
+        save_state(path, features)
+    except (OSError, ValueError) as error:  # ValueError: the limit is too small
+        warnings.warn(f"features are not kept for the next time: {error}", stacklevel=4)
+
+
 def _load_cached(folder, data, encoder, pixel_stats, limit):
-    "Read the features of all images from the cache folder, and compute them into it if needed"
+    "Read the features of all images from the cache folder, or compute them and write them to it"
     n = len(data.images)
     path = folder / _cache_name(data, encoder, pixel_stats)
     features = _read(path, n)
     if features is not None:
         return features
-    with lock_folder(folder):
+    try:
+        lock = lock_folder(folder)
+    except OSError as error:
+        warnings.warn(f"features are not kept for the next time: {error}", stacklevel=3)
+        return _compute(data, encoder, pixel_stats)
+    with lock:
         features = _read(path, n)
         if features is None:
             features = _compute(data, encoder, pixel_stats)
-            make_room(folder, features.nbytes, limit, path.suffix)
-            save_state(path, features)
+            _store(path, features, limit)
     return features
 
 # %% ../../nbs/api/train/features.ipynb #0608aa17
@@ -88,8 +102,8 @@ def cached_features(
 ) -> dict:  # split name -> features (m, width) float32 and labels (m,) int64, on the CPU
     """Compute the features of all splits in evaluation mode, or read those computed before.
 
-    Raises ValueError for features that are not finite and for a cache_limit that is too small,
-    OSError if the cache cannot be written."""
+    Warns if the features cannot be written to the cache. Raises ValueError for features that are
+    not finite."""
     if cache is False or not hasattr(encoder, "made_by"):
         features = _compute(data, encoder, pixel_stats)
     else:

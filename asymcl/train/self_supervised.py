@@ -15,6 +15,7 @@ from fastcore.foundation import L
 
 from ..core.checks import ArgumentError
 from ..losses import NTXentLoss
+from ..pretrained import warn_of_weights
 from .two_stage import TwoStageLearner
 from ..views import random_views
 
@@ -61,7 +62,7 @@ def pretrain(
     data,  # ImageData; the training split is used, its labels are not
     encoder,  # nn.Module: images to features (n, width); changed in place
     epochs=12,  # number of epochs
-    lr=3e-3,  # highest learning rate of the one-cycle schedule
+    lr=None,  # highest learning rate of the one-cycle schedule; None: 3e-3, pretrained 1e-3
     *,
     batch_size=None,  # number of images in a batch (default: 128, or all images if there are fewer)
     temperature=0.07,  # divisor of the cosine similarities, > 0
@@ -72,13 +73,15 @@ def pretrain(
 ) -> TwoStageLearner:  # with the trained encoder; `contrastive.recorder` holds the losses
     """Train an encoder on images without their labels (SimCLR).
 
-    Sets `encoder.pretrained` and `encoder.pixel_stats`, as `load_weights` does. Raises ValueError
-    for values out of range, for fewer than two images, and for a folder of another training."""
+    Sets `encoder.pretrained` and `encoder.pixel_stats`, as `load_weights` does. Warns if the
+    encoder has pretrained weights without pixel statistics. Raises ValueError for values out of
+    range, for fewer than two images, and for a folder of another training."""
     _check_batch_size(batch_size, len(data.splits["train"]))
     loss = NTXentLoss(temperature=temperature)
     pixel_stats = None
     if getattr(encoder, "pretrained", False):
         pixel_stats = getattr(encoder, "pixel_stats", None)
+        warn_of_weights(encoder, data)
     dls = _loaders(data, batch_size, pixel_stats)
     learn = TwoStageLearner(dls, encoder, loss, make_views=make_views, **kwargs)
     if len(data.classes) < 2:
@@ -88,7 +91,7 @@ def pretrain(
             quiet.enter_context(learn.contrastive.no_bar())
             quiet.enter_context(learn.contrastive.no_logging())
         cbs = [] if on_epoch is None else [_AfterEpoch(on_epoch)]
-        learn.fit_contrastive(epochs, lr, keep=keep, cbs=cbs)
+        learn.fit_contrastive(epochs, lr, keep=keep, stage="stage_0", cbs=cbs)
     encoder.pretrained = True
     encoder.pixel_stats = dls.train.mean, dls.train.std
     return learn

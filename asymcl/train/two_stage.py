@@ -665,6 +665,7 @@ def fit_contrastive(
     lr=None,  # highest learning rate > 0; slice or list: by group; None: 3e-3, pretrained 1e-3
     keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
     resume=False,  # True: resume even if initial weights or random state differ
+    stage="stage_1",  # name of the training in messages and in the folder
     **kwargs,  # further arguments of fit_one_cycle, such as cbs
 ):
     """Train encoder and projection head (stage 1).
@@ -687,7 +688,7 @@ def fit_contrastive(
             sampler=sampler and list(map(float, sampler.quotas)),
         )
 
-    self._train(self.contrastive, "stage_1", settings, epochs, lr, keep, resume, **kwargs)
+    self._train(self.contrastive, stage, settings, epochs, lr, keep, resume, **kwargs)
 
 # %% ../../nbs/api/train/two_stage.ipynb #5e001a32
 @patch

@@ -41,7 +41,7 @@ def kill_after_an_epoch(arguments, folder, cwd):
         text=True,
         env=ENVIRONMENT,
     )
-    while not (folder / "stage_1.pt").exists():
+    while not (folder / "stage_0.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
