@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/models.html.md"""
 
 # %% auto #0
 __all__ = ['small_encoder', 'resnet_encoder', 'build_encoder', 'encoder_width', 'encode', 'encode_all', 'UnitLength',
-           'projection_head', 'classification_head', 'NormalizedLinear']
+           'projection_head', 'classification_head', 'NormalizedLinear', 'UnitLengthLinear']
 
 # %% ../nbs/api/models.ipynb #7b320139
 from contextlib import nullcontext
@@ -245,3 +245,10 @@ class NormalizedLinear(nn.Module):
 
     def forward(self, features):
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T
+
+# %% ../nbs/api/models.ipynb #7d21c0a2
+class UnitLengthLinear(nn.Linear):
+    "Linear layer (n, width) to (n, classes) on features that are scaled to length one"
+
+    def forward(self, features):
+        return super().forward(F.normalize(features, dim=-1))

@@ -48,7 +48,8 @@ def train(folder, report):
     checkpoint.save_state = reported
     set_seed(0)
     data = fashion_mnist(train_total=300, seed=0)
-    learn = TwoStageLearner(data.dls(batch_size=64), small_encoder(), ACL(eta=10.0))
+    dls, loss = data.dls(batch_size=64), ACL(eta=10.0)
+    learn = TwoStageLearner(dls, small_encoder(), loss, classifier_loss="cross_entropy")
     with learn.contrastive.no_bar(), learn.contrastive.no_logging():
         learn.fit_contrastive(EPOCHS["stage_1"], keep=folder)
     head = learn.new_classifier()

@@ -97,7 +97,10 @@ def phases(photos, size, threads):
     phase("pixel statistics", data.channel_stats)
     encoder = resnet_encoder(18)
     dls = data.dls(BATCH)
-    learn = phase("learner", lambda: TwoStageLearner(dls, encoder, AFCL()))
+    learn = phase(
+        "learner",
+        lambda: TwoStageLearner(dls, encoder, AFCL(), classifier_loss="cross_entropy"),
+    )
     with learn.contrastive.no_bar(), learn.contrastive.no_logging():
         phase("stage 1, one epoch", lambda: learn.fit_contrastive(1))
     head = phase("stage 2, features", learn.new_classifier)

@@ -77,6 +77,7 @@ def main():
         fashion_mnist(train_total=200 if options.toy else 1500).dls(),
         small_encoder(),
         AFCL(gamma=2.0, eta=120.0),
+        classifier_loss="cross_entropy",
     )
     with learn.contrastive.no_bar(), learn.contrastive.no_logging():
         learn.fit_contrastive(options.epochs, keep=folder, cbs=(watch := Watch()))

@@ -22,7 +22,7 @@ from asymcl.data import fashion_mnist
 from asymcl.metrics import evaluate_predictions
 from asymcl.models import encode, small_encoder
 from asymcl.pretrained import describe_weights, load_weights, save_weights
-from asymcl.train.baselines import logistic_head
+from asymcl.train.heads import logistic_head
 from asymcl.train.self_supervised import pretrain
 from asymcl.views import normalized
 

@@ -497,7 +497,8 @@ def stage2(args, epochs=10, lr=1e-2):
     for seed in range(args.rounds):
         data = make_data(args, args.batches, seed)
         set_seed(seed)
-        learn = TwoStageLearner(data.dls(BATCH), make_encoder(args), AFCL())
+        dls, encoder = data.dls(BATCH), make_encoder(args)
+        learn = TwoStageLearner(dls, encoder, AFCL(), classifier_loss="cross_entropy")
         quiet(learn.contrastive).fit(1 if args.encoder == "resnet18" else 3, 1e-3)
 
         def loaders(data=data):
@@ -666,7 +667,8 @@ def whole(args):
     given = {
         name: getattr(args, name) for name in ("epochs", "classifier_epochs") if getattr(args, name)
     }
-    settings, results = Settings(encoder=args.encoder, **given), {}
+    given |= dict(encoder=args.encoder, heads=("cross_entropy",))
+    settings, results = Settings(**given), {}
     for seed in range(-1, args.rounds):
         data = make_data(args, args.batches, max(seed, 0))
         chosen = replace(settings, batch_size=batch_size_of(settings, len(data.splits["train"])))

@@ -271,7 +271,7 @@ TRAINING = """
         set_seed(0)
         encoder = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
         learn = TwoStageLearner(loaders(), encoder, AFCL(eta=5., averaging="batch"), make_views=lambda x: torch.stack([x, x.flip(3)], 1),
-                                embedding_size=8, opt_func=SGD, **kwargs)
+                                embedding_size=8, opt_func=SGD, classifier_loss="cross_entropy", **kwargs)
         stage_1 = learn.contrastive
         with across_ranks(stage_1), stage_1.no_bar(), stage_1.no_logging(): learn.fit_contrastive(2, 0.05)
         clean = "forward" not in vars(stage_1.model) and not isinstance(stage_1.loss_func, DistributedLoss)

@@ -132,7 +132,7 @@ def train(learn, epochs=2, **kwargs):
 def test_both_stages(precision):
     if precision == "fp16" and not CUDA:
         pytest.skip("fp16 trains on CUDA only")
-    learn = learner(precision=precision)
+    learn = learner(precision=precision, classifier_loss="cross_entropy")
     train(learn)
     head = learn.new_classifier()
     with head.no_bar(), head.no_logging():

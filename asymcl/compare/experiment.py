@@ -28,6 +28,7 @@ from .runs import batch_seconds, batch_size_of, make_encoder, run_method
 from ..core.checks import ArgumentError
 from asymcl.core.settings import (
     FAMILIES,
+    SOLVED_HEADS,
     Settings,
     expand,
     regime,
@@ -37,6 +38,7 @@ from asymcl.core.settings import (
 from ..models import encoder_width
 from ..pretrained import warn_of_weights
 from ..train.guards import NonFiniteError
+from ..train.heads import check_solvable
 from ..train.two_stage import precision_callbacks
 
 # %% ../../nbs/api/compare/experiment.ipynb #56acd61f
@@ -211,17 +213,28 @@ def _check_batches(job, about):
     if size > total:
         problem = f"must be in 2..{total}, the training images, got {size} with seed {seed}"
         raise ArgumentError("batch_size", problem)
-    rare = about["classes"][counts.index(min(counts))]
-    problem = f"needs two training images of each class, {rare} has {min(counts)} with seed {seed}"
-    if "logistic" in job.heads and min(counts) < 2:
-        raise ArgumentError("heads", f"logistic {problem}")
     if job.sampler_alpha is None:
         return
     if size < 2 * len(counts):
         least = f"must be at least {2 * len(counts)} for a balanced sampler, two images of each"
         raise ArgumentError("batch_size", f"{least} of {len(counts)} classes, got {size}")
     if min(counts) < 2:
+        rare = about["classes"][counts.index(min(counts))]
+        problem = (
+            f"needs two training images of each class, {rare} has {min(counts)} with seed {seed}"
+        )
         raise ArgumentError("sampler_alpha", problem)
+
+
+def _check_heads(job, data):
+    "Raise ArgumentError for a head that the training images do not allow."
+    rows = data.splits["train"]
+    for name in {*SOLVED_HEADS}.intersection(job.heads):
+        try:
+            check_solvable(name, data.labels[rows], data.classes, data.groups[rows])
+        except ValueError as error:
+            problem = f"cannot be used with seed {job.seeds[0]}: {error}"
+            raise ArgumentError("heads", problem) from error
 
 # %% ../../nbs/api/compare/experiment.ipynb #5e77a061
 def _line(error):
@@ -260,6 +273,7 @@ def check(self: Comparison):
             continue
         data, about = self.load(job)
         _check_batches(job, about)
+        _check_heads(job, data)
         parts = job.encoder, job.weights, data.images.shape[1:]
         if parts not in checked:
             _check_encoder(job, data)

@@ -25,6 +25,7 @@ from .records import Run
 from asymcl.core.settings import (
     END_TO_END,
     LOSS_FIELDS,
+    SOLVED_HEADS,
     check_values,
     regime,
     stage_1_rate,
@@ -44,12 +45,12 @@ from asymcl.train.baselines import (
     balanced_loader,
     classifier_loss_function,
     head_for_loss,
-    logistic_head,
     tau_normalized,
 )
 from ..train.fine_tuning import EvalBatchNorm, by_depth
 from ..train.features import cached_features
 from ..train.guards import NonFiniteError, StopNonFinite
+from ..train.heads import solved_head
 from ..train.metrics import UnweightedAccuracy
 from asymcl.train.two_stage import (
     AcrossRanks,
@@ -255,8 +256,8 @@ def _stage_1_features(data, settings, cbs):
 # %% ../../nbs/api/compare/runs.ipynb #771b86e5
 def _train_head(name, features_of, width, data, settings):
     "Train a classification head on features (n, width)."
-    if name == "logistic":
-        return logistic_head(*features_of("train"))
+    if name in SOLVED_HEADS:
+        return solved_head(name, *features_of("train"), data.groups[data.splits["train"]])
     loss = name if name in CLASSIFIER_LOSSES else "cross_entropy"
     set_seed(settings.seeds[0], reproducible=True)
     head = head_for_loss(loss, width, len(data.classes))

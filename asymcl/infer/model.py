@@ -32,7 +32,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..core.checks import ArgumentError
 from ..core.files import read_regular, write_atomic
 from ..images.files import ImageFile, decode_files
-from ..models import NormalizedLinear, build_encoder, encode, projection_head
+from asymcl.models import (
+    NormalizedLinear,
+    UnitLengthLinear,
+    build_encoder,
+    encode,
+    projection_head,
+)
 from ..views import normalized
 
 # %% ../../nbs/api/infer/model.ipynb #85e150e8
@@ -354,6 +360,7 @@ def _description(model):
         about=model.about,
         encoder=_encoder_description(model.encoder, model.image_shape),
         head_scale=getattr(model.head, "scale", None),
+        head_of_directions=isinstance(model.head, UnitLengthLinear),
         gallery_names=model.gallery and model.gallery.names,
     )
 
@@ -423,12 +430,15 @@ def save(
     write_atomic(path, _pack(_description(self), _tensors(self)))
 
 # %% ../../nbs/api/infer/model.ipynb #5cb661d5
-def _build_head(scale, weight, bias):
-    "Head for these weights; a NormalizedLinear if it has a scale"
+def _build_head(description, weight, bias):
+    "Head for these weights; its fields are taken out of the description"
     classes, width = weight.shape
-    if scale is None:
-        return nn.Linear(width, classes, bias=bias is not None)
-    return NormalizedLinear(width, classes, scale)
+    scale = description.pop("head_scale")
+    of_directions = description.pop("head_of_directions", False)  # older files lack it
+    if scale is not None:
+        return NormalizedLinear(width, classes, scale)
+    kind = UnitLengthLinear if of_directions else nn.Linear
+    return kind(width, classes, bias=bias is not None)
 
 
 def _build_model(description, tensors, encoder):
@@ -442,9 +452,7 @@ def _build_model(description, tensors, encoder):
     made_by = description.pop("encoder")
     modules = dict(
         encoder=_build_encoder(made_by) if encoder is None else encoder,
-        head=_build_head(
-            description.pop("head_scale"), tensors["head.weight"], tensors.get("head.bias")
-        ),
+        head=_build_head(description, tensors["head.weight"], tensors.get("head.bias")),
         projection_head=None,
     )
     if "projection_head.2.weight" in tensors:

@@ -7,7 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/train/baselines.html.md"""
 # %% auto #0
 __all__ = ['inverse_frequency_weights', 'class_balanced_weights', 'LogitAdjustedCrossEntropy', 'LDAMLoss',
            'classifier_loss_function', 'head_for_loss', 'DeferredReweighting', 'KCL', 'balanced_contrastive_loss',
-           'BCL', 'tau_normalized', 'logit_adjust', 'balanced_loader', 'logistic_head']
+           'BCL', 'tau_normalized', 'logit_adjust', 'balanced_loader']
 
 # %% ../../nbs/api/train/baselines.ipynb #dd7886f2
 import math
@@ -17,13 +17,10 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from ..core.checks import check_positive
+from ..core.settings import SOLVED_HEADS
 from ..data.datasets import TensorLoader
 from ..data.imbalance import BalancedSampler
 from ..fused import reduce_losses
@@ -39,7 +36,7 @@ from asymcl.losses import (
     scalar_temperature,
     stack_columns,
 )
-from ..models import NormalizedLinear, classification_head
+from ..models import NormalizedLinear, UnitLengthLinear, classification_head
 
 # %% ../../nbs/api/train/baselines.ipynb #9c03475e
 def _checked_counts(counts):
@@ -160,15 +157,17 @@ def classifier_loss_function(
 
 # %% ../../nbs/api/train/baselines.ipynb #da23b86f
 def head_for_loss(
-    loss,  # name or loss function, as for `classifier_loss_function`
+    loss,  # name or loss function, as for `classifier_loss_function`, or name in `SOLVED_HEADS`
     width,  # number of features
     classes,  # number of classes, >= 2
 ):  # nn.Module: features (n, width) to logits (n, classes)
-    "Make the head for a classification loss: `NormalizedLinear` for LDAM, else one linear layer"
+    "Make the untrained head for a classification loss or for the name of a head that is computed"
     if isinstance(loss, LDAMLoss):
         return NormalizedLinear(width, classes, loss.scale)
     if loss == "ldam":
         return NormalizedLinear(width, classes)
+    if loss in SOLVED_HEADS:
+        return UnitLengthLinear(width, classes)
     return classification_head(width, classes)
 
 # %% ../../nbs/api/train/baselines.ipynb #4d9557fc
@@ -345,7 +344,7 @@ def tau_normalized(
     """Make a head with weights divided by their norm to the power `tau` (Kang et al. 2020).
 
     A zero weight stays zero."""
-    if not isinstance(head, nn.Linear):
+    if type(head) is not nn.Linear:
         raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
     _check_tau(tau)
     length = head.weight.norm(dim=1, keepdim=True)
@@ -396,40 +395,3 @@ def balanced_loader(
     return TensorLoader(
         (features, labels), bs=batch_size, sampler=sampler, drop_last=True, device=features.device
     )
-
-# %% ../../nbs/api/train/baselines.ipynb #10c1571b
-def _search_regularisation(x, y, folds):
-    "Fit a standardised logistic regression on all rows, with C chosen by cross-validation"
-    model = make_pipeline(
-        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
-    )
-    strengths = [10.0**power for power in range(-6, 2)]
-    search = GridSearchCV(
-        model,
-        {"logisticregression__C": strengths},
-        scoring="roc_auc_ovr",
-        cv=StratifiedKFold(folds, shuffle=True, random_state=0),
-    )
-    return search.fit(x, y).best_estimator_
-
-# %% ../../nbs/api/train/baselines.ipynb #10c1571d
-def logistic_head(
-    features,  # (n, width) float, of the training images
-    labels,  # integers (n,) in 0..classes-1, every class at least twice
-) -> nn.Linear:  # features to logits, on the device of the features
-    """Fit a class-balanced logistic regression whose regularisation is chosen by cross-validation.
-
-    Raises ValueError for a class with fewer than two images."""
-    counts = labels.bincount().tolist()
-    if len(counts) < 2 or min(counts) < 2:
-        raise ValueError(f"labels must have two or more of each class, got counts {counts}")
-    x = features.cpu().float().numpy()
-    scaler, model = _search_regularisation(x, labels.cpu().numpy(), min(5, *counts))
-    weight = torch.from_numpy(model.coef_ / scaler.scale_)
-    bias = torch.from_numpy(model.intercept_) - weight @ torch.from_numpy(scaler.mean_)
-    if len(counts) == 2:  # one row for the difference of the two logits
-        weight = torch.cat([-weight, weight]) / 2
-        bias = torch.cat([-bias, bias]) / 2
-    head = nn.Linear(*weight.T.shape)
-    head.load_state_dict(dict(weight=weight, bias=bias))
-    return head.to(features.device)

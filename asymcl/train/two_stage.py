@@ -39,7 +39,7 @@ from torch import nn
 # %% ../../nbs/api/train/two_stage.ipynb #3be4b5c4
 from ..core.checks import ArgumentError
 from ..core.files import versions
-from ..core.settings import default_rate
+from ..core.settings import SOLVED_HEADS, default_rate
 from ..data.datasets import SharedLoader, TensorLoader
 from ..distributed import DistributedLoss, gather_rows, join_ranks, world_size
 from ..gradient_cache import chunk_next_call
@@ -48,6 +48,7 @@ from ..losses import LossWithSettings
 from ..metrics import evaluate_predictions
 from ..models import encode_all, encoder_width, projection_head
 from asymcl.train.baselines import (
+    CLASSIFIER_LOSSES,
     LDAMLoss,
     LogitAdjustedCrossEntropy,
     classifier_loss_function,
@@ -56,6 +57,7 @@ from asymcl.train.baselines import (
 from .checkpoint import fit_kept
 from .describe import described_function, object_name, tensors_digest
 from .guards import StopNonFinite, WatchEmbeddings
+from .heads import check_solvable, solved_head
 from .metrics import KnnAccuracy, RocAuc, UnweightedAccuracy
 from ..views import random_views
 from ..wrappers import ForPML, FromPML, QueueLoss
@@ -496,9 +498,9 @@ def _check_classifier_loss(loss, classes, device):
             f"classifier_loss must be a loss of logits, got {object_name(loss)}, "
             "which is contrastive; give it as loss"
         )
-    function = classifier_loss_function(loss, torch.ones(classes))
     if isinstance(loss, str):
-        return
+        return _check_name(loss)
+    function = classifier_loss_function(loss, torch.ones(classes))
     module = getattr(function, "func", function)  # fastai's losses hold PyTorch's as `func`
     if isinstance(module, nn.Module):
         device = next((t.device for t in module.state_dict().values()), device)
@@ -517,6 +519,15 @@ def _check_classifier_loss(loss, classes, device):
         raise ValueError(
             f"classifier_loss must give a finite scalar, got {got} from {object_name(loss)} for "
             "logits of zero; a reduction such as 'mean' makes a scalar"
+        )
+
+
+def _check_name(name):
+    "Raise ValueError unless `name` is a head that is computed, or a loss that trains one"
+    names = [*SOLVED_HEADS, *CLASSIFIER_LOSSES]
+    if name not in names:
+        raise ValueError(
+            f"classifier_loss must be one of {', '.join(names)} or a callable, got {name!r}"
         )
 
 # %% ../../nbs/api/train/two_stage.ipynb #0c7ae5d9
@@ -625,7 +636,7 @@ class TwoStageLearner(_Shared):
         encoder,  # nn.Module: images (n, channels, height, width) to features (n, width)
         loss,  # contrastive loss of unit embeddings (n, views, size) and labels (n,)
         *,
-        classifier_loss="cross_entropy",  # name in `asymcl.train.baselines`, or loss function
+        classifier_loss="logistic",  # name in `asymcl.train.heads` or `.baselines`, or a loss
         make_views=random_views,  # augmentation of stage 1
         repeat_labels=False,  # True: the loss gets embeddings (n * views, size) and their labels
         embedding_size=128,  # number of dimensions of the projection
@@ -764,6 +775,12 @@ def head_learner(
     )
 
 # %% ../../nbs/api/train/two_stage.ipynb #595ceabb
+@patch(as_prop=True)
+def _solves(self: TwoStageLearner):
+    "Whether the head is computed, without epochs"
+    return self.classifier_loss in SOLVED_HEADS
+
+
 @patch
 def new_classifier(self: TwoStageLearner):  # fastai Learner of features, also in `classifier`
     "Compute features with the encoder as it is now, and start a new head on them"
@@ -779,7 +796,7 @@ def _learner_of(self: TwoStageLearner, head):
         features,
         self.classes,
         head,
-        self.classifier_loss,
+        "cross_entropy" if self._solves else self.classifier_loss,
         opt_func=self.opt_func,
         batch_size=self.dls.train.bs,
         cbs=[StopNonFinite(g.folder) for g in self.guards if isinstance(g, StopNonFinite)],
@@ -831,21 +848,39 @@ def classifier(self: TwoStageLearner):
 
 # %% ../../nbs/api/train/two_stage.ipynb #136cb5d9
 @patch
+def _stage_2_schedule(self: TwoStageLearner, epochs, lr, **others):
+    "Epochs and learning rate of a trained head; ValueError for what the head cannot use"
+    if not self._solves:
+        epochs, lr = 10 if epochs is None else epochs, 1e-2 if lr is None else lr
+        check_schedule(epochs, lr)
+        return epochs, lr
+    for name, value in dict(epochs=epochs, lr=lr, **others).items():
+        if value is not None:
+            raise ValueError(
+                f"{name} must be None for classifier_loss={self.classifier_loss!r}, which computes "
+                f"the head, got {value!r}; use classifier_loss='cross_entropy' to train one"
+            )
+
+
+@patch
 def fit_classifier(
     self: TwoStageLearner,
-    epochs=10,  # number of passes over the stored features, >= 1
-    lr=1e-2,  # highest learning rate of the cycle, > 0
-    keep=None,  # folder, as for `fit_contrastive`
+    epochs=None,  # number of passes over the stored features, >= 1; None: 10, or a computed head
+    lr=None,  # highest learning rate of the cycle, > 0; None: 1e-2, or a computed head
+    keep=None,  # folder, as for `fit_contrastive`; a computed head is not saved in it
     resume=False,  # as for `fit_contrastive`
-    **kwargs,  # further arguments of fit_one_cycle, such as cbs
+    **kwargs,  # further arguments of fit_one_cycle, such as cbs, for a trained head
 ):
-    """Train the classification head (stage 2).
+    """Make the classification head (stage 2): compute it, or train it by a loss.
 
-    A further call trains it further, or a new head if the encoder has changed."""
-    check_schedule(epochs, lr)
+    A further call trains a head further, or a new one if the encoder has changed. Raises ValueError
+    for arguments that the head cannot use and for a class with too few training images."""
+    schedule = self._stage_2_schedule(epochs, lr, **kwargs)
     no_head = self._classifier is None and self._loaded is None
     if no_head or not _has_tensors(self.encoder, self._encoder_tensors):
         self.new_classifier()
+    if self._solves:
+        return self._solve()
 
     def settings():
         return dict(
@@ -853,23 +888,49 @@ def fit_classifier(
             encoder=tensors_digest(self.encoder.state_dict().values()),
         )
 
-    self._train(self.classifier, "stage_2", settings, epochs, lr, keep, resume, **kwargs)
+    self._train(self.classifier, "stage_2", settings, *schedule, keep, resume, **kwargs)
+
+# %% ../../nbs/api/train/two_stage.ipynb #51c0de02
+@patch
+def _training_groups(self: TwoStageLearner):
+    "Group of each training image (n,); None if unknown"
+    data = getattr(self.dls, "image_data", None)
+    return data and data.groups[data.splits["train"]]
+
+
+@patch
+def _solve(self: TwoStageLearner):
+    "Compute the head from the features of the training images"
+    learn = self.classifier
+    features, labels = learn.dls.train.dataset.tensors
+    learn.model = solved_head(self.classifier_loss, features, labels, self._training_groups())
+    learn.opt = None  # fastai makes it again, for the new head
 
 # %% ../../nbs/api/train/two_stage.ipynb #b0292525
+@patch
+def _check_solvable(self: TwoStageLearner):
+    "Raise ValueError if a class is known to have too few images for a computed head"
+    data = getattr(self.dls, "image_data", None)
+    if self._solves and data is not None:
+        labels = data.labels[data.splits["train"]]
+        check_solvable(self.classifier_loss, labels, self.classes, self._training_groups())
+
+
 @patch
 def fit(
     self: TwoStageLearner,
     contrastive_epochs=10,  # number of epochs of stage 1
-    classifier_epochs=10,  # number of epochs of stage 2
+    classifier_epochs=None,  # number of epochs of stage 2, as for `fit_classifier`
     keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
     *,
     contrastive_lr=None,  # highest learning rate of stage 1, as for `fit_contrastive`
-    classifier_lr=1e-2,  # highest learning rate of stage 2
+    classifier_lr=None,  # highest learning rate of stage 2, as for `fit_classifier`
     cbs=None,  # further callbacks of stage 1
     resume=False,  # as for `fit_contrastive`
 ):
-    "Train stage 1, then stage 2"
-    check_schedule(classifier_epochs, classifier_lr)
+    "Train stage 1, then make the head. Raises ValueError as `fit_classifier` does, before stage 1."
+    self._stage_2_schedule(classifier_epochs, classifier_lr)
+    self._check_solvable()
     self.fit_contrastive(contrastive_epochs, contrastive_lr, keep, resume, cbs=cbs)
     self.fit_classifier(classifier_epochs, classifier_lr, keep, resume)
 

@@ -149,7 +149,7 @@ def test_training_at_224_pixels_holds_a_batch_of_images_and_not_more(photos, tmp
     with MostImages(data.images) as made:
         data.fingerprint()
         learn = TwoStageLearner(data.dls(8), encoder, AFCL())
-        learn.fit(1, 1)
+        learn.fit(1)
         learn.evaluate("test")
         learn.save(tmp_path / "model.safetensors", gallery=True)
         cached_features(data, encoder, data.channel_stats(), cache=tmp_path / "features")

@@ -68,7 +68,7 @@ def make(loss=None, encoder=None, seed=0, batch_size=16, **kwargs):
         small_data().dls(batch_size),
         encoder or tiny_encoder(),
         loss or AFCL(),
-        **dict(make_views=two_copies, embedding_size=4) | kwargs,
+        **dict(make_views=two_copies, embedding_size=4, classifier_loss="cross_entropy") | kwargs,
     )
     learn.contrastive.remove_cb(learn.contrastive.progress)
     learn.contrastive.logger = lambda *_: None
