@@ -24,6 +24,7 @@ from .data import describe_data
 from .records import Run
 from asymcl.core.settings import (
     END_TO_END,
+    JOINT,
     LOSS_FIELDS,
     SOLVED_HEADS,
     check_values,
@@ -31,7 +32,7 @@ from asymcl.core.settings import (
     stage_1_rate,
 )
 from ..distributed import DistributedMean
-from ..losses import ACL, AFCL, CL, FCL, SupMinLoss
+from ..losses import ACL, AFCL, CL, FCL, NTXentLoss, SupMinLoss
 from ..metrics import evaluate_predictions, unweighted_accuracy
 from ..models import encode_all, encoder_width, resnet_encoder, small_encoder
 from ..pretrained import load_weights, timm_encoder
@@ -51,6 +52,7 @@ from ..train.fine_tuning import EvalBatchNorm, by_depth
 from ..train.features import cached_features
 from ..train.guards import NonFiniteError, StopNonFinite
 from ..train.heads import solved_head
+from ..train.joint import ClassifierBCL, JointLearner
 from ..train.metrics import UnweightedAccuracy
 from asymcl.train.two_stage import (
     AcrossRanks,
@@ -90,6 +92,7 @@ def contrastive_loss(
     makers = dict(CL=CL, FCL=FCL, ACL=ACL, AFCL=AFCL, extra=_ExtraTerm, KCL=KCL)
     makers |= dict(BCL=partial(BCL, len(counts)))
     makers |= dict.fromkeys(("SupMin", "FSupMin", "ASupMin", "AFSupMin"), supmin)
+    makers |= dict(zip(JOINT, (CL, NTXentLoss, ClassifierBCL), strict=True))
     return makers[method](**{name: getattr(settings, name) for name in LOSS_FIELDS[method]})
 
 # %% ../../nbs/api/compare/runs.ipynb #9f90b860
@@ -208,10 +211,12 @@ def _train_end_to_end(method, data, settings, cbs):
 
 # %% ../../nbs/api/compare/runs.ipynb #74f7b7d4
 def _train_contrastive(method, data, settings, cbs):
-    "Train stage 1 of a contrastive method; return encoder, learner and None for the head."
+    "Train with a contrastive loss; return encoder, learner, and the head of a joint method or None."
     encoder = make_encoder(settings, data.images.shape[1:])
     splitter, fine_tuning = _fine_tuning(settings)
-    learn = TwoStageLearner(
+    joint = method in JOINT
+    kind = JointLearner if joint else TwoStageLearner
+    learn = kind(
         _loaders(data, settings, encoder),
         encoder,
         contrastive_loss(method, settings, data.counts("train").tolist()),
@@ -221,14 +226,15 @@ def _train_contrastive(method, data, settings, cbs):
         precision=settings.precision,
         cbs=[_StopNonFiniteValid(), *fine_tuning, *cbs],
     )
-    stage_1 = learn.contrastive
+    stage_1 = learn.joint if joint else learn.contrastive
+    fit = learn.fit if joint else learn.fit_contrastive
     with across_ranks(stage_1), stage_1.no_bar(), stage_1.no_logging():
-        learn.fit_contrastive(settings.epochs, _rates(settings), **_schedule(settings))
-    return learn.encoder, stage_1, None
+        fit(settings.epochs, _rates(settings), **_schedule(settings))
+    return learn.encoder, stage_1, stage_1.model[1].classifier if joint else None
 
 
 def _train_stage_1(data, settings, cbs):
-    "Train the method of the settings; return encoder, learner, and the head of CE or None."
+    "Train the method of the settings; return encoder, learner, and its own head or None."
     (method,) = settings.methods
     train = _train_end_to_end if method in END_TO_END else _train_contrastive
     return train(method, data, settings, list(cbs))

@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/train/two_stage.html.md"""
 
 # %% auto #0
 __all__ = ['RandomViews', 'MixableLabels', 'Precision', 'precision_callbacks', 'AcrossRanks', 'across_ranks', 'GradientCache',
-           'SplitDecay', 'fused_adam', 'check_schedule', 'StageLearner', 'encoder_and_head', 'TwoStageLearner',
-           'head_learner']
+           'SplitDecay', 'fused_adam', 'check_schedule', 'StageLearner', 'EncoderLearner', 'encoder_and_head',
+           'TwoStageLearner', 'head_learner']
 
 # %% ../../nbs/api/train/two_stage.ipynb #63be8e56
 import math
@@ -576,27 +576,37 @@ def _first_batch(dls):
 
 # %% ../../nbs/api/train/two_stage.ipynb #c64453c2
 class _Shared:
-    "Data, encoder, precision and loss of the head, each stored in one place"
+    "What is stored in the fastai Learner, and what cannot be set later"
 
     _fixed = ("encoder", "width", "make_views", "precision", "guards", "opt_func")
+    _stage = None  # name of the fastai Learner that trains the encoder
 
     def __setattr__(self, name, value):
-        if name in self._fixed and "contrastive" in vars(self):
-            raise AttributeError(f"{name} cannot be set later; make a new TwoStageLearner")
+        if name in self._fixed and self._stage in vars(self):
+            kind = type(self).__name__
+            raise AttributeError(f"{name} cannot be set later; make a new {kind}")
         super().__setattr__(name, value)
 
     @property
+    def _learner(self):
+        return vars(self)[self._stage]
+
+    @property
     def encoder(self):
-        return _without_ranks(self.contrastive.model)[0]
+        return _without_ranks(self._learner.model)[0]
+
+    @property
+    def _heads(self):  # what follows the encoder
+        return _without_ranks(self._learner.model)[1]
 
     @property
     def precision(self):
-        cbs = self.contrastive.cbs
+        cbs = self._learner.cbs
         return next((cb.amp_mode.value for cb in cbs if isinstance(cb, MixedPrecision)), "fp32")
 
     @property
     def dls(self):
-        return self.contrastive.dls
+        return self._learner.dls
 
     @dls.setter
     def dls(self, dls):
@@ -604,10 +614,33 @@ class _Shared:
         if classes != self.classes or encoder_width(self.encoder, images) != self.width:
             raise ValueError(
                 f"dls must have classes {self.classes} and images of {self.width} features, got "
-                f"classes {classes} and images {tuple(images.shape)}; make a new TwoStageLearner"
+                f"classes {classes} and images {tuple(images.shape)}; make a new "
+                f"{type(self).__name__}"
             )
-        self.contrastive.dls, self.image_shape = dls, tuple(images.shape[1:])
-        self._classifier = self._loaded = None
+        self._learner.dls, self.image_shape = dls, tuple(images.shape[1:])
+        self._renew_head()
+
+# %% ../../nbs/api/train/two_stage.ipynb #c64453c4
+class EncoderLearner(_Shared):
+    "An encoder and a classification head: data, training, features, predictions and files"
+
+    _loaded = None  # TrainedModel from `load`, while its head is used
+
+    def __init__(
+        self, dls, encoder, loss, classifier_loss, make_views, repeat_labels, opt_func, guards
+    ):
+        _check_loss(loss, repeat_labels)
+        images, self.classes = _first_batch(dls)
+        _check_classifier_loss(classifier_loss, len(self.classes), dls.device or "cpu")
+        self.image_shape, self.width = tuple(images.shape[1:]), encoder_width(encoder, images)
+        _check_views(make_views, images)
+        self.make_views, self.opt_func = make_views, opt_func
+        if isinstance(guards, bool):
+            guards = [StopNonFinite(), WatchEmbeddings()] if guards else []
+        self.guards = L(guards)
+        self._classifier_loss = classifier_loss
+        self._temperature = None
+        self._completed_calls = {}
 
     @property
     def classifier_loss(self):
@@ -617,7 +650,7 @@ class _Shared:
     def classifier_loss(self, loss):
         _check_classifier_loss(loss, len(self.classes), self.dls.device or "cpu")
         self._classifier_loss = loss
-        self._classifier = self._loaded = None
+        self._renew_head()
 
 # %% ../../nbs/api/train/two_stage.ipynb #edf11363
 def encoder_and_head(
@@ -627,8 +660,10 @@ def encoder_and_head(
     return [params(part) for part in model]
 
 
-class TwoStageLearner(_Shared):
+class TwoStageLearner(EncoderLearner):
     "A contrastive stage and a classification stage over one encoder"
+
+    _stage = "contrastive"
 
     def __init__(
         self,
@@ -646,14 +681,9 @@ class TwoStageLearner(_Shared):
         guards=True,  # True: callbacks of `asymcl.train.guards`; False: none; or a list of them
         cbs=None,  # further callbacks of stage 1
     ):
-        _check_loss(loss, repeat_labels)
-        images, self.classes = _first_batch(dls)
-        self.image_shape, self.width = tuple(images.shape[1:]), encoder_width(encoder, images)
-        _check_views(make_views, images)
-        self.make_views, self.opt_func = make_views, opt_func
-        if isinstance(guards, bool):
-            guards = [StopNonFinite(), WatchEmbeddings()] if guards else []
-        self.guards = L(guards)
+        super().__init__(
+            dls, encoder, loss, classifier_loss, make_views, repeat_labels, opt_func, guards
+        )
         views = [RandomViews(make_views, repeat_labels), MixableLabels(), AcrossRanks()]
         self.contrastive = StageLearner(
             dls,
@@ -664,9 +694,23 @@ class TwoStageLearner(_Shared):
             metrics=KnnAccuracy(),
             cbs=[*views, *self.guards, *precision_callbacks(precision), *L(cbs)],
         )
-        self.classifier_loss = classifier_loss
-        self._encoder_tensors = self._temperature = None
-        self._completed_calls = {}
+        self._renew_head()
+
+# %% ../../nbs/api/train/two_stage.ipynb #edf11365
+@patch
+def _renew_head(self: TwoStageLearner):
+    "Discard the head"
+    self._classifier = self._loaded = self._encoder_tensors = None
+
+
+@patch(as_prop=True)
+def _head(self: TwoStageLearner):
+    return self._loaded.head if self._loaded else self._classifier.model
+
+
+@patch(as_prop=True)
+def _projection_head(self: TwoStageLearner):
+    return self._heads
 
 # %% ../../nbs/api/train/two_stage.ipynb #6365f310
 @patch
@@ -683,6 +727,12 @@ def fit_contrastive(
 
     Raises ValueError for values out of range and for a folder of another training, OSError for
     a folder that cannot be used."""
+    self._train_encoder(stage, epochs, lr, keep, resume, **kwargs)
+
+
+@patch
+def _train_encoder(self: EncoderLearner, stage, epochs, lr, keep, resume, **kwargs):
+    "Train the encoder and what follows it"
     if lr is None:
         lr = default_rate(getattr(self.encoder, "pretrained", False))
 
@@ -699,12 +749,12 @@ def fit_contrastive(
             sampler=sampler and list(map(float, sampler.quotas)),
         )
 
-    self._train(self.contrastive, stage, settings, epochs, lr, keep, resume, **kwargs)
+    self._train(self._learner, stage, settings, epochs, lr, keep, resume, **kwargs)
 
 # %% ../../nbs/api/train/two_stage.ipynb #5e001a32
 @patch
 def _train(
-    self: TwoStageLearner, learn, stage, settings, epochs, lr, keep, resume, cbs=None, **kwargs
+    self: EncoderLearner, learn, stage, settings, epochs, lr, keep, resume, cbs=None, **kwargs
 ):
     "Call fit_one_cycle of one stage; save every epoch if there is a folder"
     if keep is None:
@@ -726,7 +776,7 @@ def _train(
 # %% ../../nbs/api/train/two_stage.ipynb #9839b080
 @patch
 def features(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     split="train",  # "train", "valid" or "test", or a fastai DataLoader of images
 ):  # features (n, width) and labels (n,) on the encoder's device; labels None if there are none
     "Compute the features of all images of a split, in order and without augmentation"
@@ -735,7 +785,7 @@ def features(
 # %% ../../nbs/api/train/two_stage.ipynb #065a73ef
 @patch
 def loader(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     split,  # "train", "valid" or "test", or a fastai DataLoader of images
 ):  # DataLoader of all images of the split in order, without augmentation
     "Make the loader of a split for evaluation. Raises ValueError for an unknown split."
@@ -941,7 +991,12 @@ def _fitted_temperature(self: TwoStageLearner):
     if self._loaded is not None:
         return self._loaded.temperature
     head = self._classifier.model
-    mark = id(head), tensors_digest(head.state_dict().values())
+    return self._temperature_of(id(head), tensors_digest(head.state_dict().values()))
+
+
+@patch
+def _temperature_of(self: EncoderLearner, *mark):
+    "Temperature of the head with this mark, fitted once"
     if self._temperature is None or self._temperature[0] != mark:
         self._temperature = mark, fit_temperature(*self._valid_logits())
     return self._temperature[1]
@@ -959,7 +1014,7 @@ def _valid_logits(self: TwoStageLearner):
 @patch
 @torch.no_grad()
 def probabilities(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     split="valid",  # "train", "valid" or "test", or a fastai DataLoader of images
 ):  # probabilities (n, classes) and labels (n,), on the CPU; labels None if there are none
     "Compute calibrated class probabilities of a split"
@@ -970,7 +1025,7 @@ def probabilities(
 
 # %% ../../nbs/api/train/two_stage.ipynb #21ee6d7a
 @patch
-def _image_settings(self: TwoStageLearner):
+def _image_settings(self: EncoderLearner):
     "How images become inputs of the encoder, as fields of a TrainedModel"
     valid, data = self.dls.valid, getattr(self.dls, "image_data", None)
     return dict(
@@ -982,12 +1037,12 @@ def _image_settings(self: TwoStageLearner):
 
 
 @patch
-def _model(self: TwoStageLearner):
+def _model(self: EncoderLearner):
     "TrainedModel of this learner's encoder and head, for predictions; RuntimeError without a head"
     self._check_trained()
     return TrainedModel(
         encoder=self.encoder,
-        head=self._loaded.head if self._loaded else self._classifier.model,
+        head=self._head,
         classes=tuple(self.classes),
         temperature=self._fitted_temperature(),
         batch_size=self.dls.valid.bs,
@@ -997,7 +1052,7 @@ def _model(self: TwoStageLearner):
 # %% ../../nbs/api/train/two_stage.ipynb #1f098e9c
 @patch
 def evaluate(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     split="valid",  # "train", "valid" or "test", or a fastai DataLoader of labelled images
 ):  # dict of metric name to float
     "Compute weighted and unweighted accuracy, recalls, ROC AUC and more on a split"
@@ -1011,7 +1066,7 @@ def evaluate(
 # %% ../../nbs/api/train/two_stage.ipynb #23fac6c6
 @patch
 def predict(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     images,  # uint8 (n, channels, height, width), or float normalised like the training images
 ):  # list of n class names, and calibrated probabilities (n, classes)
     """Predict new images, as `TrainedModel.predict` does.
@@ -1022,7 +1077,7 @@ def predict(
 # %% ../../nbs/api/train/two_stage.ipynb #6a9a3059
 @patch
 def trained_model(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     gallery=False,  # True: with names and features of the training images
 ) -> TrainedModel:
     "Copy the trained model, for use without the learner. Raises RuntimeError without a head."
@@ -1041,7 +1096,7 @@ def trained_model(
 
 # %% ../../nbs/api/train/two_stage.ipynb #9b31c8e5
 @patch
-def _about(self: TwoStageLearner, model):
+def _about(self: EncoderLearner, model):
     "Describe the training by a dict of plain values"
     metrics = evaluate_predictions(
         (model.valid_logits / model.temperature).softmax(1),
@@ -1051,7 +1106,7 @@ def _about(self: TwoStageLearner, model):
     )
     data = getattr(self.dls, "image_data", None)
     return dict(
-        loss=object_name(self.contrastive.loss_func),
+        loss=object_name(self._learner.loss_func),
         classifier_loss=object_name(self.classifier_loss),
         train_counts=self._counts.tolist(),
         data=data and data.name,
@@ -1061,7 +1116,7 @@ def _about(self: TwoStageLearner, model):
 
 # %% ../../nbs/api/train/two_stage.ipynb #9c30da8d
 @patch
-def _gallery(self: TwoStageLearner):
+def _gallery(self: EncoderLearner):
     "Names, features and labels of the training images"
     x, y = self.features("train")
     data = getattr(self.dls, "image_data", None)
@@ -1071,7 +1126,7 @@ def _gallery(self: TwoStageLearner):
 
 # %% ../../nbs/api/train/two_stage.ipynb #5e669029
 @patch
-def _check_images(self: TwoStageLearner, model):
+def _check_images(self: EncoderLearner, model):
     "Raise ValueError if a saved model was trained on images of another form than this learner's"
     settings = self._image_settings()
     if getattr(self.dls, "image_data", None) is None:
@@ -1091,7 +1146,7 @@ def _check_images(self: TwoStageLearner, model):
 # %% ../../nbs/api/train/two_stage.ipynb #a87e8910
 @patch
 def save(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     path,  # file that ends in .safetensors; an older one is replaced
     gallery=False,  # True: with names and features of the training images
 ):
@@ -1099,12 +1154,12 @@ def save(
 
     Raises RuntimeError without a trained head."""
     model = self.trained_model(gallery)
-    replace(model, projection_head=self.contrastive.model[1]).save(path)
+    replace(model, projection_head=self._projection_head).save(path)
 
 # %% ../../nbs/api/train/two_stage.ipynb #4b03d893
 @patch
 def load(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     path,  # file that `save` has written
 ):
     """Load encoder and heads from a file.
@@ -1117,22 +1172,28 @@ def load(
         raise ValueError(
             f"{path}: not a model of this learner ({' '.join(str(error).split())[:300]})"
         ) from error
-    self.contrastive.model[1].load_state_dict(loaded.projection_head.state_dict())
+    self._projection_head.load_state_dict(loaded.projection_head.state_dict())
     self.encoder.load_state_dict(loaded.encoder.state_dict())
-    self._classifier, self._loaded = None, replace(loaded, encoder=self.encoder)
     self._counts = torch.tensor(loaded.about["train_counts"])
+    self._take_head(loaded)
+
+
+@patch
+def _take_head(self: TwoStageLearner, loaded):
+    "Use the head of a loaded model"
+    self._classifier, self._loaded = None, replace(loaded, encoder=self.encoder)
     self._encoder_tensors = _copied_tensors(self.encoder)
 
 # %% ../../nbs/api/train/two_stage.ipynb #e8d7042b
 @patch
-def _check_fits(self: TwoStageLearner, model):
+def _check_fits(self: EncoderLearner, model):
     "Raise ValueError or RuntimeError for a loaded model that does not fit this learner"
     if list(model.classes) != list(self.classes):
         raise ValueError(f"its classes are {model.classes}, those of the learner {self.classes}")
     if model.projection_head is None:
         raise ValueError("it was saved without the projection head of stage 1")
     self._check_images(model)
-    deepcopy(self.contrastive.model[1]).load_state_dict(model.projection_head.state_dict())
+    deepcopy(self._projection_head).load_state_dict(model.projection_head.state_dict())
     head = head_for_loss(self.classifier_loss, self.width, len(self.classes))
     head.load_state_dict(model.head.state_dict())
     if "train_counts" not in model.about:
@@ -1141,7 +1202,7 @@ def _check_fits(self: TwoStageLearner, model):
 # %% ../../nbs/api/train/two_stage.ipynb #7107b4ca
 @patch
 def export_onnx(
-    self: TwoStageLearner,
+    self: EncoderLearner,
     path,  # path of the file, usually .onnx
 ):
     """Write the model for ONNX runtimes, as `TrainedModel.export_onnx` does.
