@@ -93,7 +93,7 @@ def head_folds(
 def _search_penalty(x, y, folds):
     "Score a class-balanced logistic regression for each C, and fit the best on all rows"
     model = LogisticRegression(class_weight="balanced", max_iter=1000)
-    strengths = [10.0**power for power in range(-6, 2)]
+    strengths = [10.0**power for power in range(-6, 0)]
     return GridSearchCV(model, dict(C=strengths), scoring="roc_auc_ovr", cv=folds).fit(x, y)
 
 # %% ../../nbs/api/train/heads.ipynb #b1e9b29e
