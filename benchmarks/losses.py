@@ -3,6 +3,7 @@
     python benchmarks/losses.py --out benchmarks/results/losses.json
 
 Batches of n unit embeddings of width 128 in float32, one image in ten of the rare class; AFCL with gamma = 2, eta = 120.
+SupMin, NT-Xent and SupPrototype get the n embeddings as two views of n / 2 images.
 Time: rivals interleaved in one process, median of the rounds, and its ratio to the floor: the two products of n x n x d that any exact
 method needs (scores, and scores' gradient times embeddings), in blocks of 64 rows whose memory is reused, which is the fastest way found.
 Memory: a process of its own for each figure; the high-water mark of its resident set (VmHWM of Linux, reset before the pass) less the
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning.losses import SupConLoss
 from record import add_options, record, save
 
-from asymcl.losses import AFCL, CL
+from asymcl.losses import AFCL, CL, NTXentLoss, SupMinLoss, SupPrototypeLoss
 
 WIDTH = 128
 
@@ -39,6 +40,12 @@ def afcl_as_written(z, y, gamma=2.0, eta=120.0, temperature=0.07):
     return (attraction + eta * repulsion).mean()
 
 
+def of_views(loss):
+    "A loss of n embeddings that are two views of n / 2 images"
+    return lambda z, y: loss(z.unflatten(0, (-1, 2)), y[::2])
+
+
+OPPOSITE = torch.eye(WIDTH)[:1] * torch.tensor([[1.0], [-1.0]])
 METHODS = {
     "AFCL fused": AFCL(gamma=2.0, eta=120.0, backend="fused"),
     "CL fused": CL(backend="fused"),
@@ -46,6 +53,9 @@ METHODS = {
     "CL plain": CL(backend="plain"),
     "CL pytorch-metric-learning": SupConLoss(temperature=0.07),
     "AFCL autograd": afcl_as_written,
+    "SupMin fused": of_views(SupMinLoss()),
+    "NT-Xent fused": of_views(NTXentLoss()),
+    "SupPrototype fused": of_views(SupPrototypeLoss(OPPOSITE)),
 }
 
 
@@ -122,7 +132,8 @@ def plot(rows, path):
     styles = dict(
         zip(
             METHODS,
-            ["#0072B2 o-", "#56B4E9 s-", "#D55E00 o--", "#E69F00 s--", "#009E73 s:", "#CC79A7 o:"],
+            ["#0072B2 o-", "#56B4E9 s-", "#D55E00 o--", "#E69F00 s--", "#009E73 s:", "#CC79A7 o:"]
+            + ["#999999 ^-", "#999999 v--", "#999999 d:"],
             strict=True,
         )
     )

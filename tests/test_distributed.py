@@ -257,6 +257,7 @@ TRAINING = """
     from asymcl.data.imbalance import BalancedSampler
     from asymcl.distributed import DistributedLoss, gather_rows, leave_ranks
     from asymcl.losses import AFCL
+    from asymcl.train.joint import JointLearner
     from asymcl.train.two_stage import GradientCache, TwoStageLearner, across_ranks
 
     default_device(False)
@@ -281,6 +282,15 @@ TRAINING = """
         return dict(curve=[list(v) for v in stage_1.recorder.values], names=list(stage_1.model.state_dict()), clean=clean,
                     weights=[p.flatten().tolist() for p in stage_1.model.parameters()], metrics=learn.evaluate("valid"))
 
+    def jointly(**kwargs):
+        set_seed(0)
+        encoder = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
+        learn = JointLearner(loaders(), encoder, AFCL(eta=5.), make_views=lambda x: torch.stack([x, x.flip(3)], 1),
+                             embedding_size=8, opt_func=SGD, **kwargs)
+        with across_ranks(learn.joint), learn.joint.no_bar(), learn.joint.no_logging(): learn.fit(2, 0.01)
+        return dict(curve=[list(v) for v in learn.joint.recorder.values], metrics=learn.evaluate("valid"),
+                    weights=[p.flatten().tolist() for p in learn.joint.model.parameters()])
+
     def epochs(**kwargs):
         "Two epochs of a shuffling loader, batches put together again; only the order of rank 0 begins with seed 0"
         loader = TensorLoader(torch.arange(23), bs=5, shuffle=True, **kwargs)
@@ -289,6 +299,7 @@ TRAINING = """
         return [[torch.cat(gather_rows(b)).tolist() for b, in loader] for _ in range(2)]
 
     results = dict(whole=train(), cached=train(cbs=GradientCache(3)), half=train(cbs=GradientCache(3), precision="bf16"), batches=epochs(),
+                   joint=jointly(),
                    sampled=epochs(drop_last=True, sampler=BalancedSampler([0] * 20 + [1] * 3, 5)))
     if rank_distrib() == 0: json.dump(results, open(sys.argv[1], "w"))
     leave_ranks()
@@ -314,7 +325,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("kind", ["whole", "cached", "half"])
+@pytest.mark.parametrize("kind", ["whole", "cached", "half", "joint"])
 def test_training_on_two_ranks_is_that_of_one_process(trained, kind):
     alone, both = (results[kind] for results in trained)
     tolerance = 1e-4 if kind != "half" else 3e-2
