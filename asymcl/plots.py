@@ -281,6 +281,8 @@ def plot_comparison(
             interval = _cut_interval(scores, metric)
             style = series_style(row)
             _draw_row(ax, row, scores, interval, style, style["color"])
+            if np.isnan(interval[0]):  # a metric that this method does not have
+                continue
             place = dict(xytext=(0, 6), textcoords="offset points", ha="center")
             ax.annotate(f"{interval[0]:.3f}", (interval[0], row), fontsize=8, **place)
         _name_rows(ax, k, list(methods.groups))

@@ -22,6 +22,7 @@ from asymcl.cli.parser import (
     Parser,
     add_settings,
     classes_of,
+    contrasts,
     flag,
     one_line_errors,
     seeds,
@@ -83,7 +84,7 @@ def _parser(command, description, defaults, name):
     )
     return parser
 
-
+# %% ../../nbs/api/cli/compare.ipynb #6fe55355
 def _compare_parser():
     parser = _parser(
         "asymcl-compare",
@@ -92,6 +93,13 @@ def _compare_parser():
         "Options with several values form a grid: every combination is run.",
         Settings(),
         "data, encoder and time",
+    )
+    parser.add_argument(
+        "--contrasts",
+        type=contrasts,
+        metavar="PAIRS",
+        help="the only differences that the report tests, by names of its table, as 'ACL vs CL, "
+        "CE vs frozen' (default: all methods with CL and CE)",
     )
     parser.add_argument(
         "--dry-run",
@@ -181,26 +189,44 @@ def _check_comparison(folder, settings, grid):
             "with more values if you like, or give another name",
         )
 
+# %% ../../nbs/api/cli/compare.ipynb #3c9f352b
+def _check_contrasts(pairs, comparison):
+    "Raise ArgumentError for a contrast that is not of two rows of the table"
+    from asymcl.compare.experiment import label
+
+    rows = dict.fromkeys(
+        label(job, comparison.varied, head)
+        for job in comparison.jobs
+        for head in (job.heads if len(job.heads) > 1 else (None,))
+    )
+    if len(set(map(frozenset, pairs))) < len(pairs):
+        raise ArgumentError("contrasts", f"must have each pair once, got {pairs}")
+    for pair in pairs:
+        if not set(pair) <= set(rows) or pair[0] == pair[1]:
+            problem = f"must be pairs of {', '.join(rows)}, got {' vs '.join(pair)!r}"
+            raise ArgumentError("contrasts", problem)
+
 # %% ../../nbs/api/cli/compare.ipynb #69d10e62
-def _comparison(settings, grid, folder):
+def _comparison(settings, grid, folder, pairs=None):
     "Comparison, checked, and with the images of images.png, which all processes load together"
     from asymcl.compare.experiment import Comparison
 
     comparison = Comparison(settings, grid, folder / "records")
+    _check_contrasts(pairs or (), comparison)
     comparison.check()
     if not (folder / "images.png").is_file():
         comparison.load(comparison.jobs[0])
     return comparison
 
 # %% ../../nbs/api/cli/compare.ipynb #69d10e63
-def _run(settings, grid, folder, kept):
+def _run(settings, grid, folder, kept, pairs):
     "Run the comparison with a progress bar, and write its results"
     from fastprogress.fastprogress import progress_bar
 
     from asymcl.compare import report
     from asymcl.core.files import write_atomic
 
-    comparison = _comparison(settings, grid, folder)
+    comparison = _comparison(settings, grid, folder, pairs)
     described = json.dumps(_described(settings, grid))
     jobs = comparison.jobs
     abouts = [comparison.about(job) for job in jobs if job.seeds == jobs[0].seeds]
@@ -228,13 +254,13 @@ def _run(settings, grid, folder, kept):
             report.write_records(folder, settings, runs)
     except BaseException:
         with suppress(Exception):  # the error that ended the runs is reported
-            _finish_all(folder, settings, runs, kept)
+            _finish_all(folder, settings, runs, kept, pairs)
         raise
-    _finish_all(folder, settings, runs, kept)
+    _finish_all(folder, settings, runs, kept, pairs)
     _check_finished(runs)
 
 # %% ../../nbs/api/cli/compare.ipynb #69d10e65
-def _finish_all(folder, settings, runs, kept):
+def _finish_all(folder, settings, runs, kept, pairs):
     "Leave the progress bar, and report the runs so far"
     from fastai.torch_core import num_distrib
 
@@ -244,14 +270,14 @@ def _finish_all(folder, settings, runs, kept):
         print()  # after the progress bar
     if runs:
         kept.append(f"the finished runs are in {folder}")
-        _finish(folder, settings, runs)
+        _finish(folder, settings, runs, pairs)
 
 # %% ../../nbs/api/cli/compare.ipynb #3a7d9af3
-def _finish(folder, settings, runs):
+def _finish(folder, settings, runs, pairs=None):
     "Write the report and print the table"
     from asymcl.compare import report
 
-    report.write_report(folder, settings, runs)
+    report.write_report(folder, settings, runs, pairs)
     print("\n" + report.summary_table(runs).to_string())
     print("\n" + textwrap.fill(report.TABLE_NOTE, 100))
     for run in runs:
@@ -282,7 +308,7 @@ def _show_plan(settings, grid, folder):
     )
 
 # %% ../../nbs/api/cli/compare.ipynb #0757ca15
-def _run_in_all_processes(settings, grid, folder, kept):
+def _run_in_all_processes(settings, grid, folder, kept, pairs):
     "Run the comparison; only the first process prints and writes"
     from fastai.torch_core import rank_distrib
 
@@ -290,10 +316,10 @@ def _run_in_all_processes(settings, grid, folder, kept):
 
     join_ranks()
     if rank_distrib():
-        for _ in _comparison(settings, grid, folder).run_jobs():
+        for _ in _comparison(settings, grid, folder, pairs).run_jobs():
             pass
     else:
-        _run(settings, grid, folder, kept)
+        _run(settings, grid, folder, kept, pairs)
     leave_ranks()
 
 # %% ../../nbs/api/cli/compare.ipynb #f32f389f
@@ -313,7 +339,7 @@ def compare_command(
         if options.dry_run:
             _show_plan(settings, grid, folder)
         else:
-            _run_in_all_processes(settings, grid, folder, kept)
+            _run_in_all_processes(settings, grid, folder, kept, options.contrasts)
     return 0
 
 # %% ../../nbs/api/cli/compare.ipynb #4119d0d6

@@ -70,6 +70,14 @@ def shares(text):
     return tuple(part / sum(parts) for part in parts)
 
 
+def contrasts(text):
+    "'ACL vs CL, CE vs frozen' to (('ACL', 'CL'), ('CE', 'frozen'))"
+    pairs = tuple(tuple(name.strip() for name in pair.split(" vs ")) for pair in names(text))
+    if not pairs or any(len(pair) != 2 or "" in pair for pair in pairs):
+        raise argparse.ArgumentTypeError(f"must be pairs as 'ACL vs CL, CE vs CL', got {text!r}")
+    return pairs
+
+
 def gigabytes(text):
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"must be finite and >= 0, got {text!r}")

@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/compare/report.html.md"""
 
 # %% auto #0
 __all__ = ['TABLE_NOTE', 'summary_cell', 'finished', 'summary_table', 'csv_text', 'seed_counts', 'json_text', 'seed_lines',
-           'weights_sentence', 'advice', 'read_records', 'with_settings', 'figures', 'png_bytes', 'differences',
-           'html_text', 'write_records', 'write_examples', 'write_report']
+           'weights_sentence', 'advice', 'read_records', 'with_settings', 'figures', 'png_bytes', 'difference_table',
+           'differences', 'interval_table', 'html_text', 'write_records', 'write_examples', 'write_report']
 
 # %% ../../nbs/api/compare/report.ipynb #8c58c3e2
 import base64
@@ -25,12 +25,18 @@ import torch
 from fastai.torch_core import default_device
 
 from .experiment import used_value
-from .records import plain_json, read_record, splits_name
+from asymcl.compare.records import (
+    plain_json,
+    predictions_path,
+    read_predictions,
+    read_record,
+    splits_name,
+)
 from .runs import batch_size_of
 from ..core.files import versions, write_atomic
 from ..core.settings import FAMILIES, Settings, resolved
 from ..data.imbalance import advice_on_counts
-from ..metrics import METRIC_NAMES
+from ..metrics import METRIC_NAMES, rarest_class
 from asymcl.plots import (
     plot_class_counts,
     plot_comparison,
@@ -40,7 +46,13 @@ from asymcl.plots import (
     plot_grid,
     plot_over,
 )
-from ..statistics import INTERVAL_SEEDS, compare_methods, mean_interval, sentences
+from asymcl.statistics import (
+    INTERVAL_SEEDS,
+    compare_methods,
+    image_intervals,
+    mean_interval,
+    sentences,
+)
 
 # %% ../../nbs/api/compare/report.ipynb #dca8b928
 TABLE_NOTE = (
@@ -224,6 +236,7 @@ def _row(content, run):
         seconds=run.seconds,
         diverged=run.problem is not None,
         **run.metrics,
+        **run.structure,
         **{f"valid_{name}": value for name, value in run.valid_metrics.items()},
     )
 
@@ -278,6 +291,12 @@ _CAPTIONS = dict(
         "Proportions",
         "Mean and 95% t interval over seeds, by the share of the last class in the training set.",
     ),
+    structure=(
+        "Rare class",
+        "The rarest class among the features of the test images: the share of its images among "
+        "the nearest 5% of the features of its images (dotted line: chance), and how often two views "
+        "of one of its images are nearest neighbours.",
+    ),
     curves=(
         "Curves",
         "Balanced accuracy on the validation split after each epoch: of the nearest neighbours of "
@@ -307,6 +326,7 @@ def figures(
         if run.features is not None:
             maps.setdefault(run.method, (run.features, run.feature_labels))
     found = dict(
+        **_structure(runs),
         class_counts=plot_class_counts(runs[0].data["counts"], classes),
         comparison=plot_comparison([run.record() for run in runs]),
         **_over_settings(runs),
@@ -345,6 +365,27 @@ def _over_settings(runs):
         return dict(over_proportions=plot_over(shown, "rare", "last class (% of training images)"))
     return {}
 
+# %% ../../nbs/api/compare/report.ipynb #fbaa2a91
+def _structure(runs):
+    "Draw the structure of the features for the rarest class, if the runs have it."
+    counts = runs[0].data["counts"]
+    index = rarest_class(counts["train"])
+    rare = runs[0].data["classes"][index]
+    head = runs[0].varied.get("head")
+    metrics = ("class_consistency", "sample_alignment")
+    shown = [
+        dict(method=run.method, seed=run.seed)
+        | {name: run.structure.get(f"{name}_{rare}", math.nan) for name in metrics}
+        for run in runs
+        if run.structure and run.varied.get("head") == head
+    ]
+    if not shown:
+        return {}
+    figure = plot_comparison(shown, metrics)
+    chance = (counts["test"][index] - 1) / (sum(counts["test"]) - 1)
+    figure.axes[0].axvline(chance, color="black", linestyle=":", linewidth=1)
+    return dict(structure=figure)
+
 # %% ../../nbs/api/compare/report.ipynb #347cf62f
 def png_bytes(
     figure,  # matplotlib figure, closed afterwards
@@ -380,20 +421,92 @@ _FILES = (
 )
 
 # %% ../../nbs/api/compare/report.ipynb #a4320045
-def differences(
+def difference_table(
     runs,  # list of Run
-) -> list:  # of sentences; empty for a single seed or method
-    "Compare each method without diverged runs with CL and CE, in balanced accuracy and ROC AUC."
+    contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
+) -> pd.DataFrame:  # as from `compare_methods`; empty where nothing can be compared
+    "Compare methods without diverged runs in balanced accuracy and ROC AUC."
     diverged = {run.method for run in runs if run.problem}
+    if contrasts is not None:
+        contrasts = [pair for pair in contrasts if not diverged & set(pair)]
+        compared = {name for pair in contrasts for name in pair}
+        runs = [run for run in runs if run.method in compared]
     table = pd.DataFrame([run.record() for run in runs if run.method not in diverged])
     if table.empty or min(table["method"].nunique(), table["seed"].nunique()) < 2:
-        return []
+        return pd.DataFrame()
     baselines = [name for name in ("CL", "CE") if name in set(table["method"])]
     metrics = [name for name in ("unweighted_accuracy", "roc_auc") if table[name].notna().all()]
     complete = len(table) == table["method"].nunique() * table["seed"].nunique()
-    if not (baselines and metrics and complete):
-        return []
-    return sentences(compare_methods(table, metrics, baselines))
+    if not (metrics and complete and (baselines or contrasts)):
+        return pd.DataFrame()
+    return compare_methods(table, metrics, baselines, contrasts)
+
+
+def differences(
+    runs,  # list of Run
+    contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
+) -> list:  # of sentences; empty for a single seed or method
+    "Describe the differences of methods without diverged runs."
+    return sentences(difference_table(runs, contrasts))
+
+# %% ../../nbs/api/compare/report.ipynb #53a34104
+def _image_intervals(runs, contrasts, folder):
+    "Return bootstrap intervals over test images, by method, baseline and metric; {} without files."
+    if folder is None or not all(predictions_path(folder, run).is_file() for run in runs):
+        return {}
+    predictions = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        predictions.setdefault(run.method, []).append(read_predictions(folder, run))
+    table = image_intervals(predictions, ("roc_auc", "unweighted_accuracy"), contrasts)
+    ends = zip(table["image_low"], table["image_high"], strict=True)
+    keys = zip(table["method"], table["baseline"], table["metric"], strict=True)
+    return dict(zip(keys, ends, strict=True))
+
+
+def _ends(low, high):
+    "Format the ends of an interval, or the lack of one."
+    return "-" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
+
+
+INTERVALS_NOTE = (
+    "Means over seeds, and differences of methods in percentage points, with two 95% intervals. "
+    "Over seeds (Student's t, from 4 seeds on): what other training images, weights and batches "
+    "would change. Over test images (bootstrap): what other test images would change for these "
+    "trained models. A claim about other images of this kind needs both without zero."
+)
+
+# %% ../../nbs/api/compare/report.ipynb #1209935b
+def interval_table(
+    runs,  # list of Run
+    contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
+    folder=None,  # folder of the records, which have the predictions; None: no bootstrap
+) -> pd.DataFrame:  # of text; empty where nothing can be compared
+    "Show each method and difference with its intervals over seeds and over test images, in per cent."
+    table = difference_table(runs, contrasts)
+    if table.empty:
+        return table
+    pairs = list(dict.fromkeys(zip(table["method"], table["baseline"], strict=True)))
+    compared = {name for pair in pairs for name in pair}
+    runs = [run for run in runs if run.method in compared]
+    images = _image_intervals(runs, pairs, folder)
+    none = math.nan, math.nan
+    rows = {}
+    for metric in table["metric"].unique():
+        name = METRIC_NAMES[metric]
+        for method in dict.fromkeys(run.method for run in runs):
+            scores = [100 * run.metrics[metric] for run in runs if run.method == method]
+            mean, *ends = mean_interval(scores)
+            ends = ends if len(scores) >= INTERVAL_SEEDS else none
+            shown = f"{mean:.1f}", _ends(*ends), _ends(*images.get((method, "", metric), none)), ""
+            rows[f"{method}, {name}"] = shown
+        for _, row in table[table["metric"] == metric].iterrows():
+            key = row["method"], row["baseline"], metric
+            ends = (row["low"], row["high"]) if row["seeds"] >= INTERVAL_SEEDS else none
+            adjusted = "no test" if math.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}"
+            shown = f"{row['difference']:+.1f}", _ends(*ends), _ends(*images.get(key, none))
+            rows[f"{key[0]} - {key[1]}, {name}"] = (*shown, adjusted)
+    columns = ["mean", "95% over seeds", "95% over test images", "adjusted p"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 # %% ../../nbs/api/compare/report.ipynb #769819aa
 def _section(title, lines):
@@ -401,6 +514,14 @@ def _section(title, lines):
     if not lines:
         return ""
     return f"<h2>{title}</h2>\n<p>{'<br>'.join(map(escape, lines))}</p>"
+
+
+def _intervals(runs, contrasts, records):
+    "Return the table of intervals with its explanation as HTML, or nothing."
+    table = interval_table(runs, contrasts, records)
+    if table.empty:
+        return ""
+    return f"<p>{escape(INTERVALS_NOTE)}</p>\n{table.to_html(border=0)}"
 
 
 def _picture(name, png):
@@ -414,6 +535,8 @@ def html_text(
     settings,  # Settings
     runs,  # list of Run, with facts about their data
     pictures,  # dict: name of a figure -> PNG bytes
+    contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
+    records=None,  # folder of the records; None: no intervals over test images
 ) -> str:
     "Return the report as one page that loads nothing."
     data = seed_lines(runs)
@@ -427,7 +550,8 @@ def html_text(
         _section("Results", [TABLE_NOTE, weights_sentence(settings, runs)]),
         summary_table(runs).to_html(border=0),
         _section("Diverged", diverged),
-        _section("Differences", differences(runs)),
+        _section("Differences", differences(runs, contrasts)),
+        _intervals(runs, contrasts, records),
         *(_picture(name, pictures[name]) for name in _CAPTIONS if name in pictures),
         f"<h2>Settings</h2>\n<pre>{escape(json.dumps(asdict(settings), indent=1))}</pre>",
         _section("Files", _FILES),
@@ -458,6 +582,7 @@ def write_report(
     folder,  # folder of the comparison
     settings,  # Settings
     runs,  # list of Run, with facts about their data
+    contrasts=None,  # pairs (method, baseline) to compare; None: all methods with CL and CE
 ):
     "Write the pictures and report.html beside the records."
     folder = Path(folder)
@@ -466,4 +591,6 @@ def write_report(
         write_atomic(folder / f"{name}.png", png_bytes(figure))
     paths = {name: folder / f"{name}.png" for name in (*drawn, "images", "embedding_maps")}
     pictures = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
-    write_atomic(folder / "report.html", html_text(settings, runs, pictures))
+    write_atomic(
+        folder / "report.html", html_text(settings, runs, pictures, contrasts, folder / "records")
+    )

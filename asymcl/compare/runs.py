@@ -33,7 +33,13 @@ from asymcl.core.settings import (
 )
 from ..distributed import DistributedMean
 from ..losses import ACL, AFCL, CL, FCL, NTXentLoss, SupMinLoss
-from ..metrics import evaluate_predictions, unweighted_accuracy
+from asymcl.metrics import (
+    class_alignment_consistency,
+    evaluate_predictions,
+    even_subset,
+    sample_alignment_accuracy,
+    unweighted_accuracy,
+)
 from ..models import encode_all, encoder_width, resnet_encoder, small_encoder
 from ..pretrained import load_weights, timm_encoder
 
@@ -53,7 +59,7 @@ from ..train.features import cached_features
 from ..train.guards import NonFiniteError, StopNonFinite
 from ..train.heads import solved_head
 from ..train.joint import ClassifierBCL, JointLearner
-from ..train.metrics import UnweightedAccuracy
+from ..train.metrics import UnweightedAccuracy, view_embeddings
 from asymcl.train.two_stage import (
     AcrossRanks,
     RandomViews,
@@ -239,6 +245,30 @@ def _train_stage_1(data, settings, cbs):
     train = _train_end_to_end if method in END_TO_END else _train_contrastive
     return train(method, data, settings, list(cbs))
 
+# %% ../../nbs/api/compare/runs.ipynb #2270e12d
+def _view_features(encoder, data, settings, pixel_stats):
+    "Return features (n, 2, width) of two views of up to 500 test images, and their labels."
+    test = data.splits["test"]
+    some = test[even_subset(data.labels[test], 500)]
+    loader = data.loader_for(data.images[some], data.labels[some], pixel_stats=pixel_stats)
+    make_views = _views(settings)
+    features = [view_embeddings(encoder, images, make_views).cpu() for images, _ in loader]
+    return torch.cat(features), data.labels[some]
+
+
+def _structure(features, labels, views, classes):
+    "Return class consistency, and sample alignment if there are views, of each class."
+    some = even_subset(labels, 2000)
+    n = len(classes)
+    found = dict(class_consistency=class_alignment_consistency(features[some], labels[some], n))
+    if views is not None:
+        found["sample_alignment"] = sample_alignment_accuracy(*views, n)
+    return {
+        f"{name}_{c}": float(value)
+        for name, values in found.items()
+        for c, value in zip(classes, values, strict=True)
+    }
+
 # %% ../../nbs/api/compare/runs.ipynb #5e77a045
 def _frozen_features(data, settings):
     "Return the features of the weights as they are, as a function of the split."
@@ -250,14 +280,17 @@ def _frozen_features(data, settings):
 
 
 def _stage_1_features(data, settings, cbs):
-    "Train stage 1; return features as a function of the split, epochs, and the head of CE or None."
+    """Train stage 1.
+
+    Returns features of views, features as a function of the split, epochs, the head of CE or None."""
     encoder, learn, head = _train_stage_1(data, settings, cbs)
     stats = _pixel_stats(encoder, settings)
 
     def features_of(split):
         return encode_all(encoder, data.loader(split, pixel_stats=stats))
 
-    return features_of, learn.recorder.values, head
+    views = _view_features(encoder, data, settings, stats)
+    return views, features_of, learn.recorder.values, head
 
 # %% ../../nbs/api/compare/runs.ipynb #771b86e5
 def _train_head(name, features_of, width, data, settings):
@@ -315,9 +348,9 @@ def run_method(
     set_seed(seed, reproducible=True)
     start = time.perf_counter()
     if method == "frozen":
-        features_of, epochs, own_head = _frozen_features(data, settings), [], None
+        views, features_of, epochs, own_head = None, _frozen_features(data, settings), [], None
     else:
-        features_of, epochs, own_head = _stage_1_features(data, settings, cbs)
+        views, features_of, epochs, own_head = _stage_1_features(data, settings, cbs)
     features = {}
     for split in ("test", "valid"):
         x, y = features_of(split)
@@ -326,6 +359,7 @@ def run_method(
     stage_1 = time.perf_counter() - start
     facts = dict(method=method, seed=seed, regime=regime(settings), data=about)
     facts |= dict(train_loss=[row[0] for row in epochs], valid_score=[row[-1] for row in epochs])
+    facts["structure"] = _structure(*features["test"], views, data.classes)
     runs = []
     for name in settings.heads:
         start = time.perf_counter()

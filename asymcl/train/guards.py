@@ -1,4 +1,4 @@
-"""Stop at NaN or inf and name the images, and warn of two failures that the loss does not show.
+"""Stop at NaN or inf and name the images, and warn of three failures that the loss does not show.
 
 Docs: https://asymcl.github.io/asymcl/api/train/guards.html.md"""
 
@@ -9,13 +9,16 @@ __all__ = ['NonFiniteError', 'StopNonFinite', 'embedding_variance', 'WatchEmbedd
 
 # %% ../../nbs/api/train/guards.ipynb #0f8f589a
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 
 from ..core.files import save_state, versions
+from ..metrics import class_alignment_consistency, even_subset
 
 # %% ../../nbs/api/train/guards.ipynb #496810a7
 class NonFiniteError(RuntimeError):
@@ -119,8 +122,15 @@ def embedding_variance(
     return (z - z.mean(0)).square().sum(1).mean()
 
 # %% ../../nbs/api/train/guards.ipynb #df12767e
+_NO_POSITIVES = (
+    "no batch of this epoch had a positive pair: make two views of each image, use larger "
+    "batches, or a sampler that draws two images of every class into each batch (alpha of "
+    "`ImageData.dls`)"
+)
+
+
 class WatchEmbeddings(Callback):
-    "Warn, once each, if embeddings are all the same, and if no batch has a positive pair"
+    "Warn, once each, of equal embeddings, of no positive pairs, and of a rare class inside others"
 
     order = 2  # after RandomViews, which arranges views and labels
     least = 1e-4  # variance below which embeddings count as collapsed
@@ -128,24 +138,27 @@ class WatchEmbeddings(Callback):
     def before_fit(self):
         self.run = not hasattr(self.learn, "lr_finder")
         self.positives = False
+        self.counts = Counter()
         self.warned = set()
 
+    def before_validate(self):
+        self.valid = []
+
     def after_pred(self):
-        if not self.training or self.positives:
+        if not self.training and not self.counts:  # no validation of a training
             return
         classes = self.y if self.y.ndim == 1 else self.y.argmax(1)
+        if not self.training:
+            self.valid.append((self.pred.detach().float().cpu(), classes.cpu()))
+            return
+        self.counts.update(classes.tolist())
         several_views = self.pred.ndim == 3 and self.pred.shape[1] > 1
-        self.positives = several_views or classes.unique().numel() < len(classes)
+        self.positives |= several_views or classes.unique().numel() < len(classes)
 
     def after_train(self):
         variance = embedding_variance(self.pred)
         if not self.positives:
-            self._warn(
-                "positives",
-                "no batch of this epoch had a positive pair: make two views of each image, use "
-                "larger batches, or a sampler that draws two images of every class into each "
-                "batch (alpha of `ImageData.dls`)",
-            )
+            self._warn("positives", _NO_POSITIVES)
         elif variance < self.least:
             self._warn(
                 "collapse",
@@ -158,3 +171,40 @@ class WatchEmbeddings(Callback):
         if failure not in self.warned:
             warnings.warn(text, stacklevel=2)
         self.warned.add(failure)
+
+# %% ../../nbs/api/train/guards.ipynb #9262679b
+def _consistency(embeddings, labels, class_index):
+    "Return the class alignment consistency of a class, its chance level, and the largest possible"
+    some = even_subset(labels, 1000)
+    labels = labels[some]
+    others = int((labels == class_index).sum()) - 1
+    n_classes = max(int(labels.max()), class_index) + 1
+    found = class_alignment_consistency(embeddings[some], labels, n_classes)[class_index]
+    neighbours = max(1, int(0.05 * len(labels)))
+    return float(found), others / (len(labels) - 1), min(1.0, others / neighbours)
+
+
+def _is_inside(consistency, chance, best):
+    "Return whether the images of a class are placed as if at random"
+    return consistency < chance + 0.05 * (best - chance)
+
+# %% ../../nbs/api/train/guards.ipynb #eff4c027
+@patch
+def after_epoch(self: WatchEmbeddings):
+    "Check the rare class in the second half of the epochs"
+    if not self.valid or self.epoch + 1 <= self.n_epoch / 2:
+        return
+    embeddings, labels = map(torch.cat, zip(*self.valid, strict=True))
+    rare = min(self.counts, key=self.counts.get)
+    if (labels == rare).sum() < 10:
+        return
+    consistency, chance, best = _consistency(embeddings, labels, rare)
+    if _is_inside(consistency, chance, best):
+        name = getattr(self.dls, "vocab", range(rare + 1))[rare]
+        self._warn(
+            "rare class",
+            f"the rare class {name} is inside the others: {consistency:.0%} of the neighbours of its "
+            f"validation embeddings are of this class after epoch {self.epoch + 1}, and "
+            f"{chance:.0%} would be by chance; use `SupMinLoss`, pretrained weights, or more "
+            "balanced batches (alpha of `ImageData.dls`)",
+        )
