@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-import pandas as pd
 from record import add_options, record, save
 
 from asymcl.compare import compare
 from asymcl.compare.experiment import data_loader
+from asymcl.compare.records import read_predictions
 from asymcl.core.settings import Settings
-from asymcl.statistics import Predictions, image_intervals
+from asymcl.statistics import image_intervals
 
 SEARCH_SEEDS = (100, 101)
 HEADS = ("cross_entropy", "logistic")
@@ -130,15 +130,6 @@ class Work:
             for run in runs
         ]
 
-    def predictions(self, run):
-        "Predictions of a run for the test images"
-        table = pd.read_csv(self.folder / f"{run.key}.predictions.csv")
-        table = table[table["head"] == run.varied["head"]]
-        classes = run.data["classes"]
-        probabilities = table[[f"probability of {name}" for name in classes]].to_numpy()
-        labels = table["class"].map(classes.index).to_numpy()
-        return Predictions(table["image"].to_numpy(), labels, probabilities)
-
 
 def readable(changes):
     "Settings of a trial in a few words"
@@ -172,7 +163,7 @@ def image_rows(work, runs, chosen, contrasts):
     for method, all_heads in runs.items():
         head = chosen[method]["head"]
         predictions[method] = [
-            work.predictions(run) for run in all_heads if run.varied["head"] == head
+            read_predictions(work.folder, run) for run in all_heads if run.varied["head"] == head
         ]
     contrasts = [pair for pair in contrasts if set(pair) <= set(predictions)]
     table = image_intervals(predictions, contrasts=contrasts)
