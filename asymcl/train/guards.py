@@ -139,6 +139,8 @@ class WatchEmbeddings(Callback):
         self.run = not hasattr(self.learn, "lr_finder")
         self.positives = False
         self.counts = Counter()
+        self.valid = []  # an epoch that is resumed has no validation
+        self.width = None
         self.warned = set()
 
     def before_validate(self):
@@ -149,8 +151,10 @@ class WatchEmbeddings(Callback):
             return
         classes = self.y if self.y.ndim == 1 else self.y.argmax(1)
         if not self.training:
-            self.valid.append((self.pred.detach().float().cpu(), classes.cpu()))
+            if self.pred.shape[-1] == self.width:  # a JointLearner has logits alone here
+                self.valid.append((self.pred.detach().float().cpu(), classes.cpu()))
             return
+        self.width = self.pred.shape[-1]
         self.counts.update(classes.tolist())
         several_views = self.pred.ndim == 3 and self.pred.shape[1] > 1
         self.positives |= several_views or classes.unique().numel() < len(classes)
