@@ -19,7 +19,8 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from .core.checks import check_channels, check_pixel_stats, check_positive
-from .pretrained import grey_weight, timm_encoder
+from .core.settings import weights_digest
+from .pretrained import grey_weight, patch_side, timm_encoder
 
 # %% ../nbs/api/models.ipynb #20cc75fe
 def _block(width_in, width_out, stride):
@@ -60,15 +61,7 @@ def resnet_encoder(
     if weights not in (None, "imagenet"):
         raise ValueError(f"weights must be None or 'imagenet', got {weights!r}")
     name = f"resnet{depth}"
-    try:
-        model = get_model(name, weights=weights and "DEFAULT")
-    except (OSError, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
-        url = get_model_weights(name).DEFAULT.url
-        path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
-        raise ConnectionError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}); download {url} on "
-            f"another machine and save it as {path}, or use weights=None for random ones"
-        ) from error
+    model = _imagenet(name) if weights else get_model(name)
     if channels == 1:
         model.conv1 = _grey(model.conv1)
     if weights:
@@ -79,6 +72,22 @@ def resnet_encoder(
     model.fc = nn.Identity()
     model.made_by = dict(maker="resnet_encoder", depth=depth, channels=channels)
     return model.to(memory_format=torch.channels_last)
+
+# %% ../nbs/api/models.ipynb #5c0d17a2
+def _imagenet(name):
+    "ResNet with the weights of torchvision; ConnectionError if they cannot be downloaded"
+    weights = get_model_weights(name).DEFAULT
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    try:
+        model = get_model(name, weights=weights)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the hash of the download is wrong
+        raise ConnectionError(
+            f"the ImageNet weights of {name} could not be downloaded ({error}); download "
+            f"{weights.url} on another machine and save it as {path}, or use weights=None for "
+            "random ones"
+        ) from error
+    model.published = dict(name=str(weights), sha256=weights_digest(path))
+    return model
 
 # %% ../nbs/api/models.ipynb #cff9e9e0
 def _grey(convolution):
@@ -145,8 +154,8 @@ def _what_fits(encoder, images):
     size = getattr(encoder, "image_size", None)
     if size is None or images.shape[-2:] == (size, size):
         return "make it for this number of channels and this size"
-    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
-    multiple = f", any multiple of {patch[0]}" if patch else ""
+    patch = patch_side(encoder)
+    multiple = f", any multiple of {patch}" if patch else ""
     return (
         f"it takes images of {size} x {size} pixels: resize them to this size, "
         f"or make it with timm_encoder(..., image_size=N){multiple}"

@@ -6,13 +6,14 @@ Docs: https://asymcl.github.io/asymcl/api/pretrained.html.md"""
 
 # %% auto #0
 __all__ = ['read_weights', 'save_weights', 'describe_weights', 'grey_weight', 'LoadedWeights', 'load_weights', 'warn_of_weights',
-           'timm_encoder']
+           'patch_side', 'timm_encoder']
 
 # %% ../nbs/api/pretrained.ipynb #e3fdbda3
 import difflib
 import hashlib
 import json
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,16 @@ def _read_file(path):
     try:
         return load_checked(content)
     except Exception as error:  # whatever a damaged file may cause
+        advice = "save the weights with torch.save(encoder.state_dict(), FILE)"
+        code = re.search(r"GLOBAL (\S+)", str(error))  # a name that PyTorch does not load
+        if code:
+            raise ValueError(
+                f"{path}: holds code, or objects other than tensors ({code[1]}), which is not "
+                f"run; {advice}"
+            ) from error
         raise ValueError(
             f"{path}: damaged, or neither a safetensors file nor a PyTorch file that holds only "
-            "tensors; save the weights with torch.save(encoder.state_dict(), FILE)"
+            f"tensors; {advice}"
         ) from error
 
 # %% ../nbs/api/pretrained.ipynb #27e64c60
@@ -146,12 +154,30 @@ def _check_fitting(where, fitting, own, found):
             f"{where}: no name fits the encoder, which has {_shorten(list(own))}; "
             f"the file has {_shorten(list(found))}"
         )
-    for name, value in fitting.items():
-        if value.shape != own[name].shape:
+    wrong = [name for name, value in fitting.items() if value.shape != own[name].shape]
+    if not wrong:
+        return
+    given, needed = (tuple(tensors[wrong[0]].shape) for tensors in (fitting, own))
+    if len(wrong) == 1 and len(given) == 4 and given == (*needed[:1], given[1], *needed[2:]):
+        raise ValueError(
+            f"{where}: weights of {given[1]}-channel images, the encoder takes {needed[1]} channels"
+        )
+    raise ValueError(
+        f"{where}: {wrong[0]} has shape {given}, the encoder needs {needed}: "
+        "these are weights of another architecture"
+    )
+
+# %% ../nbs/api/pretrained.ipynb #9b1c04a2
+def _check_values(where, weights, own):
+    "Raise ValueError for NaN, infinity, and integers in place of numbers with a fraction"
+    for name, value in weights.items():
+        if name in own and own[name].is_floating_point() and not value.is_floating_point():
             raise ValueError(
-                f"{where}: {name} has shape {tuple(value.shape)}, the encoder needs "
-                f"{tuple(own[name].shape)}: these are weights of another architecture"
+                f"{where}: {name} must hold {own[name].dtype}, got {value.dtype}; "
+                "convert quantised weights to float32"
             )
+        if not value.isfinite().all():
+            raise ValueError(f"{where}: {name} must be finite, got NaN or infinity")
 
 # %% ../nbs/api/pretrained.ipynb #d9cf2bbe
 def _described_stats(weights, grey):
@@ -187,8 +213,8 @@ def load_weights(
     Prefixes such as `module.` are removed, and colour weights fit a grey encoder. Sets
     `encoder.pretrained`, `encoder.loaded` to what is returned, and `encoder.pixel_stats` if the
     file describes them. Raises FileNotFoundError for a missing file, and ValueError for a file
-    without weights, for tensors of another shape, if no name matches, and if `strict` for missing
-    or unexpected tensors."""
+    without weights, for tensors of another shape or with NaN, infinity or integers, if no name
+    matches, and if `strict` for missing or unexpected tensors."""
     where = "weights" if isinstance(weights, dict) else str(weights)
     found = weights if isinstance(weights, dict) else read_weights(weights)
     own = encoder.state_dict()
@@ -198,6 +224,7 @@ def load_weights(
     missing = tuple(name for name in own if name not in fitting and _COUNTERS not in name)
     unexpected = tuple(key for key in found if key.removeprefix(prefix) not in fitting)
     _check_fitting(where, fitting, own, found)
+    _check_values(where, fitting, own)
     foreign = _inside(own, prefix, unexpected)
     problems = {"of the encoder are missing": missing, "are not in the encoder": foreign}
     for kind, names in problems.items():
@@ -243,15 +270,30 @@ def _timm():
     return timm
 
 
+def _nearest(name, models):
+    "The five models that are most like a name, of those that contain it if there are any"
+    text = name.lower()
+    inside = [model for model in models if text in model]
+    return difflib.get_close_matches(text, inside or models, n=5, cutoff=0)
+
+
 def _check_name(timm, name):
     "Raise ValueError, with the nearest names, for a model that timm does not have"
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.4)
-        raise ValueError(f"timm has no model {architecture!r}; the nearest are {', '.join(near)}")
+        near = ", ".join(_nearest(architecture, timm.list_models()))
+        raise ValueError(f"timm has no model {architecture!r}; the nearest are {near}")
     tags = timm.list_pretrained(f"{architecture}.*") if tag else [name]
     if name not in tags:
         raise ValueError(f"timm has no weights {name!r}; it has {', '.join(tags) or 'none'}")
+
+# %% ../nbs/api/pretrained.ipynb #9b1c04a6
+def patch_side(
+    encoder,  # nn.Module
+) -> int | None:  # pixels; None: it has no patches
+    "Side of the square patches of a vision transformer"
+    size = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    return size[0] if isinstance(size, tuple | list) else size
 
 # %% ../nbs/api/pretrained.ipynb #c1a56595
 def _size_options(timm, name, model, image_size):
@@ -259,52 +301,66 @@ def _size_options(timm, name, model, image_size):
     config = timm.get_pretrained_cfg(name)
     if image_size is None or not config.fixed_input_size:
         return {}
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if patch and image_size % patch[0]:
-        below = max(patch[0], image_size // patch[0] * patch[0])
+    patch = patch_side(model)
+    if patch and image_size % patch:
+        below = max(patch, image_size // patch * patch)
         raise ValueError(
-            f"image_size must be a multiple of {patch[0]}, the patch of {name}, such as {below} or "
-            f"{below + patch[0]}, got {image_size}"
+            f"image_size must be a multiple of {patch}, the patch of {name}, such as {below} or "
+            f"{below + patch}, got {image_size}"
         )
     if not patch and image_size != config.input_size[1]:
         raise ValueError(f"image_size must be {config.input_size[1]} for {name}, got {image_size}")
     return {"img_size": image_size} if patch else {}
 
 # %% ../nbs/api/pretrained.ipynb #93ceda4e
-def _hub_file(repository):
-    "Path of the weights in the hub's cache, downloaded if needed, and their published SHA-256"
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+def _cached_file(repository):
+    "Path of the weights in the hub's cache; None if they are not there"
+    from huggingface_hub import try_to_load_from_cache
 
+    cached = try_to_load_from_cache(repository, "model.safetensors")
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _hub_file(repository, cached):
+    "Path of the weights in the hub's cache, downloaded if needed, and their published SHA-256"
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    if cached and cached.is_symlink():  # to a file named by its SHA-256
+        return cached, Path(os.readlink(cached)).name
     file = repository, "model.safetensors"
-    cached = try_to_load_from_cache(*file)
-    if isinstance(cached, str) and os.path.islink(cached):  # to a file named by its SHA-256
-        return Path(cached), Path(os.readlink(cached)).name
     published = get_hf_file_metadata(hf_hub_url(*file)).etag
     return Path(hf_hub_download(*file)), published
 
+# %% ../nbs/api/pretrained.ipynb #9b1c04b2
+def _offline(name, repository, cached, error):
+    "ConnectionError for weights that could not be downloaded, or not be checked"
+    if cached:
+        return ConnectionError(
+            f"{cached}: the weights of {name} are in the cache but cannot be checked, because the "
+            f"hub did not give their SHA-256 ({error}); retry with a network, or give "
+            f"weights={str(cached)!r} to use them without this check"
+        )
+    return ConnectionError(
+        f"the weights of {name} could not be downloaded ({error}); download model.safetensors "
+        f"from https://huggingface.co/{repository} on another machine and give "
+        "weights='PATH/model.safetensors'"
+    )
+
 
 def _download(timm, name):
-    "Path of the published weights of a timm model, checked by SHA-256"
+    "Path of the published weights of a timm model, and their SHA-256, which is checked"
     config = timm.get_pretrained_cfg(name)
     _check_on_hub(name, config)
-    page = f"https://huggingface.co/{config.hf_hub_id}"
+    cached = _cached_file(config.hf_hub_id)
     try:
-        path, published = _hub_file(config.hf_hub_id)
+        path, published = _hub_file(config.hf_hub_id, cached)
     except Exception as error:  # the hub's errors share no class with those of the network
-        raise ConnectionError(
-            f"the weights of {name} could not be downloaded ({error}); download model.safetensors "
-            f"from {page} on another machine and give weights='PATH/model.safetensors'"
-        ) from error
+        raise _offline(name, config.hf_hub_id, cached, error) from error
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != published:
         problem = f"SHA-256 {found}, expected {published}"
         raise ValueError(f"{path.resolve()}: {problem}; remove the file and retry")
-    return path
+    return path, found
 
 # %% ../nbs/api/pretrained.ipynb #71b71510
 def _check_on_hub(name, config):
@@ -328,14 +384,38 @@ def _overlay(timm, name, model, path):
     heads = tuple(f"{layer}.{part}" for layer in classifier for part in ("weight", "bias"))
     inside = [key for key in weights if key.startswith(prefix)]
     weights = {key.removeprefix(prefix): weights[key] for key in inside}
-    return dict(state_dict={k: v for k, v in weights.items() if k not in heads}, num_classes=0)
+    weights = {k: v for k, v in weights.items() if k not in heads}
+    _check_values(path, weights, model.state_dict())
+    return dict(state_dict=weights, num_classes=0)
 
 # %% ../nbs/api/pretrained.ipynb #415c90ec
+def _check_options(weights, image_size):
+    "Raise ValueError for weights and image sizes of another type, and for sizes below 1"
+    if weights is not None and not isinstance(weights, str | os.PathLike):
+        raise ValueError(f"weights must be 'pretrained', a path or None, got {weights!r}")
+    if image_size is not None and (type(image_size) is not int or image_size < 1):
+        raise ValueError(f"image_size must be an integer >= 1 or None, got {image_size!r}")
+
+
+def _model(timm, name, channels, weights, image_size):
+    "Model of timm without its classifier, with the weights of a file if a path is given"
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)  # for its names and its patch size
+    options = _size_options(timm, name, model, image_size)
+    if weights is None:
+        return timm.create_model(name, num_classes=0, in_chans=channels, **options)
+    options |= dict(pretrained=True, pretrained_cfg_overlay=_overlay(timm, name, model, weights))
+    try:
+        return timm.create_model(name, num_classes=0, in_chans=channels, **options)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{weights}: these are not weights of {name}: {error}") from error
+
+# %% ../nbs/api/pretrained.ipynb #9b1c04b4
 def timm_encoder(
     name,  # name of a timm model, with or without the tag of its weights: "convnext_tiny"
     channels=3,  # number of channels of the images: 1 (grey) or 3 (colour)
     weights="pretrained",  # "pretrained": published weights; path of a file; None: random weights
-    image_size=None,  # side of the images in pixels; None: the model's own
+    image_size=None,  # side of the images in pixels, >= 1; None: the model's own
 ) -> nn.Module:  # images (n, channels, image_size, image_size) to features (n, width)
     """Make an encoder of a timm model without its classifier.
 
@@ -343,27 +423,23 @@ def timm_encoder(
     take, weights that do not fit or are not on the hub, and ConnectionError if the download
     fails."""
     timm = _timm()
+    name = name.removeprefix("timm/")
     _check_name(timm, name)
     check_channels(channels)
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=0)  # for its names and its patch size
-    options = _size_options(timm, name, model, image_size)
-    if weights is not None:
-        path = _download(timm, name) if weights == "pretrained" else weights
-        options |= dict(pretrained=True, pretrained_cfg_overlay=_overlay(timm, name, model, path))
-    try:
-        encoder = timm.create_model(name, num_classes=0, in_chans=channels, **options)
-    except (RuntimeError, KeyError) as error:
-        if weights is None:
-            raise
-        raise ValueError(f"{path}: these are not weights of {name}: {error}") from error
+    _check_options(weights, image_size)
+    published = weights == "pretrained"
+    path, sha256 = _download(timm, name) if published else (weights, None)
+    encoder = _model(timm, name, channels, path, image_size)
     config = timm.data.resolve_model_data_config(encoder)
-    published = weights in (None, "pretrained")
-    stats = None if published else _described_stats(weights, grey=channels == 1)
+    described = weights is not None and not published
+    stats = _described_stats(weights, grey=channels == 1) if described else None
     if stats is None:
         stats = check_pixel_stats((config["mean"], config["std"]), channels)
     encoder.pixel_stats = tuple(map(torch.as_tensor, stats))
     encoder.pretrained = weights is not None
+    if published:
+        tag = timm.get_pretrained_cfg(name).tag
+        encoder.published = dict(name=f"{name.partition('.')[0]}.{tag}", sha256=sha256)
     encoder.image_size = image_size or config["input_size"][1]
     encoder.made_by = dict(
         maker="timm_encoder", name=name, channels=channels, image_size=encoder.image_size

@@ -47,6 +47,8 @@ class Run:
     # sample alignment and class consistency of the test features, by class; empty in old records
     structure: dict = field(default_factory=dict)
     regime: str = "from_scratch"  # origin and training of the encoder, as from `regime`
+    # name and SHA-256 of published weights; empty for others and for a run that diverged
+    published: dict = field(default_factory=dict)
     problem: str | None = None  # description of the divergence; None for a run that finished
     probabilities: torch.Tensor | None = field(default=None, repr=False)  # (test images, classes)
     data: dict = field(default_factory=dict, repr=False)  # facts about the data
@@ -158,7 +160,7 @@ def write_record(
         _write_csv(folder / f"{key}.predictions.csv", _prediction_table(data, runs))
     content = dict(
         settings=asdict(job),
-        weights_sha256=weights_digest(job.weights),
+        weights_sha256=weights_digest(job.weights) or runs[0].published.get("sha256"),
         status="diverged" if diverged else "done",
         **about,
         versions=versions(),

@@ -112,7 +112,7 @@ def make_encoder(
     channels, _, size = image_shape
     weights = settings.weights
     if settings.encoder.startswith("timm/"):
-        return timm_encoder(settings.encoder.removeprefix("timm/"), channels, weights, size)
+        return timm_encoder(settings.encoder, channels, weights, size)
     if settings.encoder == "small":
         encoder = small_encoder(channels)
     else:
@@ -271,18 +271,20 @@ def _structure(features, labels, views, classes):
 
 # %% ../../nbs/api/compare/runs.ipynb #5e77a045
 def _frozen_features(data, settings):
-    "Return the features of the weights as they are, as a function of the split."
+    "Return the encoder, and its features without training as a function of the split."
     encoder = make_encoder(settings, data.images.shape[1:]).to(default_device())
     stats = _pixel_stats(encoder, settings) or data.channel_stats()
     reading = settings.reading
     cache = None if reading.cache is None else Path(reading.cache) / "features"
-    return cached_features(data, encoder, stats, cache, reading.cache_limit).__getitem__
+    features = cached_features(data, encoder, stats, cache, reading.cache_limit)
+    return encoder, features.__getitem__
 
 
 def _stage_1_features(data, settings, cbs):
     """Train stage 1.
 
-    Returns features of views, features as a function of the split, epochs, the head of CE or None."""
+    Returns encoder, features of views, features as a function of the split, epochs, the head of CE
+    or None."""
     encoder, learn, head = _train_stage_1(data, settings, cbs)
     stats = _pixel_stats(encoder, settings)
 
@@ -290,7 +292,7 @@ def _stage_1_features(data, settings, cbs):
         return encode_all(encoder, data.loader(split, pixel_stats=stats))
 
     views = _view_features(encoder, data, settings, stats)
-    return views, features_of, learn.recorder.values, head
+    return encoder, views, features_of, learn.recorder.values, head
 
 # %% ../../nbs/api/compare/runs.ipynb #771b86e5
 def _train_head(name, features_of, width, data, settings):
@@ -348,9 +350,10 @@ def run_method(
     set_seed(seed, reproducible=True)
     start = time.perf_counter()
     if method == "frozen":
-        views, features_of, epochs, own_head = None, _frozen_features(data, settings), [], None
+        encoder, features_of = _frozen_features(data, settings)
+        views, epochs, own_head = None, [], None
     else:
-        views, features_of, epochs, own_head = _stage_1_features(data, settings, cbs)
+        encoder, views, features_of, epochs, own_head = _stage_1_features(data, settings, cbs)
     features = {}
     for split in ("test", "valid"):
         x, y = features_of(split)
@@ -359,6 +362,7 @@ def run_method(
     stage_1 = time.perf_counter() - start
     facts = dict(method=method, seed=seed, regime=regime(settings), data=about)
     facts |= dict(train_loss=[row[0] for row in epochs], valid_score=[row[-1] for row in epochs])
+    facts["published"] = getattr(encoder, "published", {})
     facts["structure"] = _structure(*features["test"], views, data.classes)
     runs = []
     for name in settings.heads:

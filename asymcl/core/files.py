@@ -13,6 +13,7 @@ import os
 import platform
 import stat
 import zipfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -44,10 +45,13 @@ def write_atomic(
 
 # %% ../../nbs/api/core/files.ipynb #4f9fc130
 def versions():  # dict: package -> version
-    "Versions of Python and of the packages that results depend on"
+    "Versions of Python and of the packages that results depend on; of timm if it is installed"
     packages = "torch", "torchvision", "fastai", "scikit-learn", "numpy"
-    own = dict(asymcl=__version__, python=platform.python_version())
-    return own | {package: metadata.version(package) for package in packages}
+    found = dict(asymcl=__version__, python=platform.python_version())
+    found |= {package: metadata.version(package) for package in packages}
+    with suppress(metadata.PackageNotFoundError):
+        found["timm"] = metadata.version("timm")
+    return found
 
 # %% ../../nbs/api/core/files.ipynb #de3afed0
 def read_regular(
