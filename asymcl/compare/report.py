@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/compare/report.html.md"""
 
 # %% auto #0
 __all__ = ['TABLE_NOTE', 'summary_cell', 'finished', 'summary_table', 'csv_text', 'seed_counts', 'json_text', 'seed_lines',
-           'weights_sentence', 'advice', 'read_records', 'with_settings', 'figures', 'png_bytes', 'difference_table',
-           'differences', 'interval_table', 'html_text', 'write_records', 'write_examples', 'write_report']
+           'weights_sentence', 'advice', 'read_records', 'figures', 'png_bytes', 'difference_table', 'differences',
+           'interval_table', 'html_text', 'write_records', 'write_examples', 'write_report']
 
 # %% ../../nbs/api/compare/report.ipynb #8c58c3e2
 import base64
@@ -260,18 +260,6 @@ def read_records(
     return table.sort_values(
         ["rare", "seed", "method"], ascending=[False, True, True], kind="stable", ignore_index=True
     )
-
-# %% ../../nbs/api/compare/report.ipynb #bb5f893e
-def with_settings(
-    table,  # table of `read_records`
-    settings,  # dict: method -> dict of columns and their values
-) -> pd.DataFrame:
-    "Select the rows of each method that have its settings, in the order of the methods."
-    parts = []
-    for method, chosen in settings.items():
-        rows = table[table["method"] == method]
-        parts.append(rows[(rows[list(chosen)] == pd.Series(chosen)).all(axis=1)])
-    return pd.concat(parts)
 
 # %% ../../nbs/api/compare/report.ipynb #d43e6830
 _CAPTIONS = dict(
