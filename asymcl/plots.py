@@ -290,6 +290,8 @@ def plot_comparison(
         _limit_ticks(ax, ax.xaxis)
     seeds = " or ".join(str(n) for n in sorted(set(methods.size())))
     note = f"dot: a seed; mark and bar: mean of {seeds} seeds and its 95% Student t interval"
+    if seeds == "1":
+        note = "dot and mark: the only seed"
     fig.suptitle(fill(note, int(14 * fig.get_figwidth())), fontsize=9)
     return fig
 
