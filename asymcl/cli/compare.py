@@ -16,6 +16,7 @@ import textwrap
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from asymcl.cli.parser import (
@@ -30,6 +31,7 @@ from asymcl.cli.parser import (
 )
 from ..core.checks import ArgumentError
 from asymcl.core.settings import (
+    CACHE,
     LISTS,
     VARIED,
     DataSettings,
@@ -45,14 +47,13 @@ from asymcl.core.settings import (
 # %% ../../nbs/api/cli/compare.ipynb #4e13e390
 def _add_settings(parser, defaults):
     "Add an option for each field of `Settings`"
-    groups = {
-        "data": DataSettings,
-        "image files (isic2018, folder, csv)": Reading,
-        "methods and training": Settings,
-    }
     values = vars(defaults) | vars(defaults.reading)
-    for title, group in groups.items():
-        add_settings(parser, title, group, values, varied=VARIED, without=("reading",))
+    add = partial(add_settings, parser, defaults=values, varied=VARIED)
+    others = set(Reading.__annotations__) - set(CACHE)
+    add("data", DataSettings, without=("reading",))
+    add("image files (isic2018, folder, csv)", Reading, without=CACHE)
+    add("cache of decoded images and of features", Reading, without=others)
+    add("methods and training", Settings)
 
 # %% ../../nbs/api/cli/compare.ipynb #fcf99cec
 def _parser(command, description, defaults, name):

@@ -26,12 +26,14 @@ from asymcl.cli.parser import (
 )
 from ..core.checks import ArgumentError
 from asymcl.core.settings import (
+    READS,
     DataSettings,
     Pretraining,
     Reading,
     check_value,
     check_values,
     check_weights,
+    resolved,
     stage_1_rate,
 )
 
@@ -49,7 +51,9 @@ def _add_data(parser):
         help="images without labels: all images of a folder and its sub-folders, of a CSV without "
         "a column of classes, or of an npz with only images; if they have splits, those of train",
     )
-    add_settings(parser, "image files (isic2018, folder, csv)", Reading, defaults)
+    cache = "folder of the decoded images (default: asymcl/images in the user's cache)"
+    texts = dict(cache=cache)
+    add_settings(parser, "image files (isic2018, folder, csv)", Reading, defaults, texts=texts)
 
 # %% ../../nbs/api/cli/pretrain.ipynb #e3cd6972
 def _parser():
@@ -75,36 +79,38 @@ def _parser():
 
 # %% ../../nbs/api/cli/pretrain.ipynb #92b5567d
 def _data_settings(options):
-    "Settings of labelled data that take all training images"
+    "Settings of labelled data that take all classes unless some are named"
     classes = classes_of(options.classes, options.data)
     whole = options.data in ("fashion_mnist", "isic2018") and options.source != "sample"
     if classes is None and whole:
         classes = "all"
-    proportions = None
-    if options.data == "fashion_mnist":
-        number = 10 if classes == "all" else len(classes or ("T-shirt/top", "Shirt"))
-        proportions = (1.0,) * max(2, number)
     reading = Reading(**{name: getattr(options, name) for name in Reading.__annotations__})
-    return DataSettings(options.data, options.source, classes, proportions, reading=reading)
+    return DataSettings(options.data, options.source, classes, reading=reading)
 
 # %% ../../nbs/api/cli/pretrain.ipynb #a1d1bd4e
-_FILES = ("size", "fit", "on_error", "cache", "cache_limit")
-_UNLABELLED = dict(
-    folder=_FILES,
-    csv=(*_FILES, "path_column", "split_column", "root"),
-    npz=(),
-)  # kind of data -> options of the reading
+_LABELS = ("group_pattern", "label_column", "group_column")
+_UNLABELLED = {
+    kind: tuple(name for name in READS[kind] if name not in _LABELS)
+    for kind in ("folder", "csv", "npz")
+}  # kind of data -> options of the reading
 
 
-def _check_unlabelled(options):
-    "Raise ArgumentError for options that images without labels do not have"
-    if options.data not in _UNLABELLED:
-        kinds = ", ".join(_UNLABELLED)
-        raise ArgumentError("unlabelled", f"is for data {kinds}, got {options.data}")
-    fields = vars(Reading()) | dict(classes=None)
+def _check_reading(options):
+    "Raise ArgumentError for options that the images do not use"
+    data = options.data
+    fields = vars(Reading())
+    reads = READS[data]
+    what = f"data {data}"
+    if options.unlabelled:
+        if data not in _UNLABELLED:
+            kinds = ", ".join(_UNLABELLED)
+            raise ArgumentError("unlabelled", f"is for data {kinds}, got {data}")
+        fields |= dict(classes=None)
+        reads = _UNLABELLED[data]
+        what += " without labels"
     for name, default in fields.items():
-        if name not in _UNLABELLED[options.data] and getattr(options, name) != default:
-            raise ArgumentError(name, f"must be left out for data {options.data} without labels")
+        if name not in reads and getattr(options, name) != default:
+            raise ArgumentError(name, f"must be left out for {what}")
 
 # %% ../../nbs/api/cli/pretrain.ipynb #26ef1676
 def _check_options(options):
@@ -116,8 +122,7 @@ def _check_options(options):
     if options.weights is not None:
         check_weights(options.weights, options.encoder)
     check_values(_data_settings(options))
-    if options.unlabelled:
-        _check_unlabelled(options)
+    _check_reading(options)
     if options.out.suffix != ".safetensors":
         raise ArgumentError("out", f"must end in .safetensors, got {str(options.out)!r}")
     check_output(options.out, options.overwrite)
@@ -126,10 +131,15 @@ def _check_options(options):
 def _load(options):
     "Images of the options, as ImageData"
     from asymcl.compare.data import load_data
+    from asymcl.data.datasets import fashion_mnist
     from asymcl.data.own_images import unlabelled_csv, unlabelled_folder, unlabelled_npz
 
+    settings = _data_settings(options)
+    if options.data == "fashion_mnist":  # without its default proportions
+        classes = resolved(settings).classes
+        return fashion_mnist(classes, None, options.source, seed=options.seed)
     if not options.unlabelled:
-        return load_data(_data_settings(options), options.seed)
+        return load_data(settings, options.seed)
     kinds = dict(folder=unlabelled_folder, csv=unlabelled_csv, npz=unlabelled_npz)
     reading = {name: getattr(options, name) for name in _UNLABELLED[options.data]}
     return kinds[options.data](options.source, **reading)
@@ -184,7 +194,7 @@ def _open_folder(folder, asked, overwrite):
 
     kept = _kept(folder, asked) or asked
     changed = [name for name in asked if asked[name] != kept[name]]
-    if changed and not overwrite:
+    if changed and any(folder.glob("*.pt")) and not overwrite:
         names = ", ".join(changed)
         raise ArgumentError(
             "out",

@@ -48,7 +48,7 @@ def _own_images(settings, seed):
 # %% ../../nbs/api/compare/data.ipynb #04c5a095
 def _check_cache(settings):
     "Raise ArgumentError for a cache folder that cannot be made or written."
-    if "cache" not in READS[settings.data]:
+    if settings.reading.cache is None and "cache" not in READS[settings.data]:
         return
     folder = settings.reading.cache or xdg_cache_home() / "asymcl" / "images"
     path = Path(os.path.abspath(os.path.expanduser(folder)))

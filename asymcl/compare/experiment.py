@@ -17,7 +17,6 @@ from pathlib import Path
 from textwrap import shorten
 
 import torch
-from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
@@ -28,6 +27,7 @@ from .runs import batch_seconds, batch_size_of, make_encoder, run_method
 from ..core.checks import ArgumentError
 from asymcl.core.settings import (
     FAMILIES,
+    READS,
     SOLVED_HEADS,
     Settings,
     expand,
@@ -36,7 +36,8 @@ from asymcl.core.settings import (
     weights_digest,
 )
 from ..models import encoder_width
-from ..pretrained import warn_of_weights
+from ..pretrained import describe_weights, warn_of_weights
+from ..train.checkpoint import ReportEpochs
 from ..train.guards import NonFiniteError
 from ..train.heads import check_solvable
 from ..train.two_stage import precision_callbacks
@@ -249,7 +250,11 @@ def _check_encoder(job, data):
         encoder = make_encoder(replace(job, weights=None), image_shape)
         encoder_width(encoder, torch.zeros(2, *image_shape))
     except (ImportError, ValueError) as error:
-        raise ArgumentError("encoder", f"{job.encoder!r} cannot be used: {_line(error)}") from error
+        of_size = "image_size" in str(error) and "size" in READS[job.data]
+        problem = f"{job.encoder!r} cannot be used: {_line(error)}"
+        if of_size:
+            problem += " (--image-size)"
+        raise ArgumentError("encoder", problem) from error
     if job.weights is None:
         return
     try:
@@ -257,6 +262,30 @@ def _check_encoder(job, data):
     except ValueError as error:
         raise ArgumentError("weights", f"{job.weights!r} cannot be used: {_line(error)}") from error
     warn_of_weights(encoder, data)
+
+# %% ../../nbs/api/compare/experiment.ipynb #5e24a003
+@patch
+def _warn_of_seen_images(self: Comparison, job, data):
+    "Warn of weights from stage 0 on images that the seeds may use as test images."
+    if self._digests[job.weights] is None or not data.drawn_test:
+        return
+    try:
+        about = describe_weights(job.weights)
+    except ValueError:  # a file without a description
+        return
+    if about.get("method") != "NT-Xent" or about.get("data") != data.name:
+        return
+    seeds = {one.seeds[0] for one in self.jobs}
+    remedy = "give images with given splits"
+    if about["classes"] != ["unlabelled"]:
+        seeds -= {about["seed"]}
+        remedy = f"give --seeds {about['seed']}, (with the comma) or images with given splits"
+    if seeds:
+        warnings.warn(
+            f"weights {job.weights} were trained on images of {data.name} that seeds "
+            f"{', '.join(map(str, sorted(seeds)))} may use as test images: {remedy}",
+            stacklevel=4,
+        )
 
 # %% ../../nbs/api/compare/experiment.ipynb #86776637
 @patch
@@ -277,6 +306,7 @@ def check(self: Comparison):
         parts = job.encoder, job.weights, data.images.shape[1:]
         if parts not in checked:
             _check_encoder(job, data)
+            self._warn_of_seen_images(job, data)
             checked.add(parts)
         images = sum(about["counts"]["train"])
         if job.batch_size is None and images < 128:
@@ -285,18 +315,6 @@ def check(self: Comparison):
         sizes = " and ".join(map(str, sorted(small)))
         warnings.warn(f"fewer than 128 training images: the batch size is {sizes}", stacklevel=3)
 
-# %% ../../nbs/api/compare/experiment.ipynb #864e900f
-class _AfterEpoch(Callback):
-    "Call a function with each epoch and its validation score"
-
-    order = 60  # after the recorder
-
-    def __init__(self, report):
-        self.report = report
-
-    def after_epoch(self):
-        self.report(self.epoch + 1, self.recorder.values[-1][-1])
-
 # %% ../../nbs/api/compare/experiment.ipynb #09f63d3d
 @patch
 def _train(self: Comparison, job, on_epoch):
@@ -304,7 +322,7 @@ def _train(self: Comparison, job, on_epoch):
     (method,) = job.methods
     (seed,) = job.seeds
     data, about = self.load(job)
-    cbs = [_AfterEpoch(partial(on_epoch, method, seed))] if on_epoch else []
+    cbs = [ReportEpochs(partial(_report, on_epoch, method, seed))] if on_epoch else []
     start = time.perf_counter()
     try:
         runs = run_method(method, seed, data, job, cbs, about)
@@ -320,6 +338,11 @@ def _train(self: Comparison, job, on_epoch):
     if self.folder is not None and not rank_distrib():
         write_record(self.folder, job, data, runs)
     return self._labelled(runs, job)
+
+
+def _report(on_epoch, method, seed, epoch, loss, *metrics):
+    "Call a function with an epoch and its last metric, the validation score."
+    on_epoch(method, seed, epoch, metrics[-1])
 
 
 def _diverged(job, head, about, error, seconds):

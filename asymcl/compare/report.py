@@ -59,7 +59,8 @@ TABLE_NOTE = (
     "Percent, mean over seeds, with the range (lowest-highest) of 2 or 3 seeds or the 95% t "
     "interval [low-high] of 4 or more seeds, clipped to 0-100. Accuracy weights the recall of each "
     "class by its share of the training images, balanced accuracy weights all classes equally "
-    "(WA and UWA in the paper). Seconds are training time."
+    "(WA and UWA in the paper). Seconds are training time; those of frozen "
+    "include the computation of the features only the first time."
 )
 
 
@@ -196,10 +197,13 @@ def advice(
     settings,  # Settings
     abouts,  # facts about data as from `describe_data`, for each seed or set of proportions
 ) -> list:  # of text
-    "Give advice on the class counts of the data with the fewest images of a class."
+    "Give advice on the class counts of the data with the rarest class, and on the method frozen."
     about = min(abouts, key=lambda about: min(about["counts"]["train"]))
     batch_size = batch_size_of(settings, sum(about["counts"]["train"]))
-    return advice_on_counts(about["counts"], about["classes"], batch_size)
+    lines = advice_on_counts(about["counts"], about["classes"], batch_size)
+    if settings.weights is not None and "frozen" not in resolved(settings).methods:
+        lines.append("add frozen to --methods to see what the weights bring without training")
+    return lines
 
 # %% ../../nbs/api/compare/report.ipynb #1553512a
 _SHOWN = (

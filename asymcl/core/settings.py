@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/core/settings.html.md"""
 
 # %% auto #0
 __all__ = ['END_TO_END', 'JOINT', 'OWN_HEAD', 'LOSS_FIELDS', 'METHODS', 'FAMILIES', 'SOLVED_HEADS', 'HEADS', 'BUNDLED',
-           'PUBLISHED', 'READS', 'CHOICES', 'RANGES', 'POSITIVE', 'LISTS', 'VARIED', 'Reading', 'DataSettings',
+           'PUBLISHED', 'CACHE', 'READS', 'CHOICES', 'RANGES', 'POSITIVE', 'LISTS', 'VARIED', 'Reading', 'DataSettings',
            'Settings', 'Pretraining', 'resolved', 'unused_settings', 'regime', 'default_rate', 'stage_1_rate',
            'weights_path', 'weights_digest', 'check_value', 'check_weights', 'check_values', 'expand']
 
@@ -258,7 +258,8 @@ def weights_digest(
     return _file_digest(path, state)
 
 # %% ../../nbs/api/core/settings.ipynb #02223477
-_FILES = ("size", "fit", "on_error", "cache", "cache_limit")
+CACHE = ("cache", "cache_limit")
+_FILES = ("size", "fit", "on_error", *CACHE)
 READS = dict(
     fashion_mnist=(),
     isic2018=(*_FILES, "splits"),
@@ -324,8 +325,9 @@ def _check_combination(settings):
     "Raise ArgumentError for fields that exclude or need each other"
     if settings.data != "fashion_mnist" and settings.source == "sample":
         raise ArgumentError("source", f"must be the folder or file of the data {settings.data}")
+    reads = (*READS[settings.data], *CACHE)
     for name, value in vars(settings.reading).items():
-        if name not in READS[settings.data] and value != getattr(Reading, name):
+        if name not in reads and value != getattr(Reading, name):
             users = ", ".join(data for data, names in READS.items() if name in names)
             raise ArgumentError(
                 name, f"must be left out for data {settings.data}; it is for {users}"

@@ -72,6 +72,7 @@ class ImageData:
     files: tuple = None  # (n,) names of the image files; None: no files
     skipped: pd.DataFrame = None  # file, row and problem of skipped images; None: no image
     fit: str = "squish"  # "squish", "crop" or "pad": method that resized images that are not square
+    drawn_test: bool = False  # whether another seed draws other test images
 
     def __post_init__(self):
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -648,7 +649,10 @@ def imbalanced(
 # %% ../../nbs/api/data/datasets.ipynb #cfadd4e4
 def fashion_mnist(
     classes=("T-shirt/top", "Shirt"),  # names or numbers 0..9 of two or more classes, or "all"
-    proportions=(0.9, 0.1),  # (classes,) shares of the training set > 0; None: long_tail_ratio
+    proportions=(
+        0.9,
+        0.1,
+    ),  # (classes,) shares of the training set > 0; None: long_tail_ratio or all images
     source="sample",  # "sample", "download", or a folder with the four IDX files, gzipped or not
     *,
     long_tail_ratio=None,  # >= 1; ratio of first to last class of an exponential long tail
@@ -676,6 +680,8 @@ def fashion_mnist(
     valid, train = _hold_out(labels[:n_train], valid_per_class, generator)
     splits = dict(train=train, valid=valid, test=torch.arange(n_train, len(labels)))
     data = ImageData(images, labels, names, splits, "fashion_mnist", str(source), seed)
+    if proportions is None and long_tail_ratio is None:
+        proportions = data.counts("train").tolist()
     shares = dict(long_tail_ratio=long_tail_ratio, total=train_total)
     return data.imbalanced(proportions, generator=generator, **shares)
 

@@ -296,6 +296,7 @@ def _image_data(rows, images, classes, shares, seed, **about):
         _draw_splits(labels, groups, rows.split, shares, seed),
         seed=seed,
         groups=groups,
+        drawn_test="test" not in set(rows.split),
         **about,
     )
 

@@ -10,12 +10,12 @@ __all__ = ['pretrain']
 # %% ../../nbs/api/train/self_supervised.ipynb #026b4fc4
 from contextlib import ExitStack
 
-from fastai.callback.core import Callback
 from fastcore.foundation import L
 
 from ..core.checks import ArgumentError
 from ..losses import NTXentLoss
 from ..pretrained import warn_of_weights
+from .checkpoint import ReportEpochs
 from .two_stage import TwoStageLearner
 from ..views import random_views
 
@@ -37,25 +37,6 @@ def _loaders(data, batch_size, pixel_stats):
         images = data.images[rows], data.labels[rows]
         dls.loaders[1] = data.loader_for(*images, pixel_stats=pixel_stats, device=dls.device)
     return dls
-
-# %% ../../nbs/api/train/self_supervised.ipynb #8bdd0f8d
-class _AfterEpoch(Callback):
-    "Call a function after every epoch that is trained, not after those that an earlier call kept"
-
-    order = 80  # after the epoch was kept
-    trained = False
-
-    def __init__(self, report):
-        self.report = report
-
-    def before_train(self):
-        self.trained = True
-
-    def after_epoch(self):
-        if self.trained:
-            loss, _, *score = self.recorder.values[-1]
-            self.report(self.epoch + 1, loss, *score)
-        self.trained = False
 
 # %% ../../nbs/api/train/self_supervised.ipynb #78d81b6b
 def pretrain(
@@ -90,7 +71,7 @@ def pretrain(
         if on_epoch is not None:
             quiet.enter_context(learn.contrastive.no_bar())
             quiet.enter_context(learn.contrastive.no_logging())
-        cbs = [] if on_epoch is None else [_AfterEpoch(on_epoch)]
+        cbs = [] if on_epoch is None else [ReportEpochs(on_epoch)]
         learn.fit_contrastive(epochs, lr, keep=keep, stage="stage_0", cbs=cbs)
     encoder.pretrained = True
     encoder.pixel_stats = dls.train.mean, dls.train.std
