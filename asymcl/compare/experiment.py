@@ -27,6 +27,7 @@ from .runs import batch_seconds, batch_size_of, make_encoder, run_method
 from ..core.checks import ArgumentError
 from asymcl.core.settings import (
     FAMILIES,
+    PUBLISHED,
     READS,
     SOLVED_HEADS,
     Settings,
@@ -250,9 +251,8 @@ def _check_encoder(job, data):
         encoder = make_encoder(replace(job, weights=None), image_shape)
         encoder_width(encoder, torch.zeros(2, *image_shape))
     except (ImportError, ValueError) as error:
-        of_size = "image_size" in str(error) and "size" in READS[job.data]
         problem = f"{job.encoder!r} cannot be used: {_line(error)}"
-        if of_size:
+        if "image_size" in problem and "size" in READS[job.data]:
             problem += " (--image-size)"
         raise ArgumentError("encoder", problem) from error
     if job.weights is None:
@@ -267,7 +267,7 @@ def _check_encoder(job, data):
 @patch
 def _warn_of_seen_images(self: Comparison, job, data):
     "Warn of weights from stage 0 on images that the seeds may use as test images."
-    if self._digests[job.weights] is None or not data.drawn_test:
+    if job.weights in (None, *PUBLISHED) or not data.drawn_test:
         return
     try:
         about = describe_weights(job.weights)

@@ -28,7 +28,8 @@ from .checks import ArgumentError, check_positive
 class Reading:
     "How image files are found and decoded; `READS` lists the fields that each kind of data uses"
 
-    size: int = 64  # side of the decoded images in pixels
+    # side of the decoded images in pixels; many timm models need their own, such as 224
+    size: int = 64
     fit: str = "squish"  # treatment of images that are not square
     on_error: str = "raise"  # treatment of bad files and rows: list all and stop, or skip them
     # folder of the decoded images; the features of frozen encoders are in its sub-folder features
