@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The recorded comparisons, the most informative first, on Fashion-MNIST's original files in the folder that is given.
 # Each command resumes where its records stop; run the script in as many processes as there are cores.
-# A comparison has one grid, so every command has a folder of its own, NAME-NUMBER; the records are then collected in NAME.
+# A comparison has one grid, so every command has its own folder, NAME-NUMBER; the records are then collected in NAME.
 #
 #   bash benchmarks/comparisons.sh /usr/share/datasets/fashion-mnist
 set -euo pipefail

@@ -286,8 +286,8 @@ _CAPTIONS = dict(
     structure=(
         "Rare class",
         "The rarest class among the features of the test images: the share of its images among "
-        "the nearest 5% of the features of its images (dotted line: chance), and how often two views "
-        "of one of its images are nearest neighbours.",
+        "the nearest 5% of the features of its images (dotted line: chance), and how often two "
+        "views of one of its images are nearest neighbours.",
     ),
     curves=(
         "Curves",
@@ -473,7 +473,7 @@ def interval_table(
     contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
     folder=None,  # folder of the records, which have the predictions; None: no bootstrap
 ) -> pd.DataFrame:  # of text; empty where nothing can be compared
-    "Show each method and difference with its intervals over seeds and over test images, in per cent."
+    "Show methods and differences with intervals over seeds and test images, in per cent."
     table = difference_table(runs, contrasts)
     if table.empty:
         return table

@@ -217,7 +217,7 @@ def _train_end_to_end(method, data, settings, cbs):
 
 # %% ../../nbs/api/compare/runs.ipynb #74f7b7d4
 def _train_contrastive(method, data, settings, cbs):
-    "Train with a contrastive loss; return encoder, learner, and the head of a joint method or None."
+    "Train with a contrastive loss; return encoder, learner, and the head of a joint method."
     encoder = make_encoder(settings, data.images.shape[1:])
     splitter, fine_tuning = _fine_tuning(settings)
     joint = method in JOINT
@@ -354,10 +354,8 @@ def run_method(
         views, epochs, own_head = None, [], None
     else:
         encoder, views, features_of, epochs, own_head = _stage_1_features(data, settings, cbs)
-    features = {}
-    for split in ("test", "valid"):
-        x, y = features_of(split)
-        features[split] = x.cpu(), y.cpu()
+    features = {split: [x.cpu() for x in features_of(split)] for split in ("test", "valid")}
+    width = features["test"][0].shape[1]
     _check_finite(features["test"][0], "features of the test images")
     stage_1 = time.perf_counter() - start
     facts = dict(method=method, seed=seed, regime=regime(settings), data=about)
@@ -370,7 +368,7 @@ def run_method(
         if own_head is not None and name == "cross_entropy":
             head = own_head
         else:
-            head = _train_head(name, features_of, x.shape[1], data, settings)
+            head = _train_head(name, features_of, width, data, settings)
         seconds = stage_1 + time.perf_counter() - start
         varied = dict(loss=method, head=name) if len(settings.heads) > 1 else {}
         runs.append(_evaluate(head, features, data, facts | dict(seconds=seconds, varied=varied)))

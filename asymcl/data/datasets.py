@@ -649,10 +649,8 @@ def imbalanced(
 # %% ../../nbs/api/data/datasets.ipynb #cfadd4e4
 def fashion_mnist(
     classes=("T-shirt/top", "Shirt"),  # names or numbers 0..9 of two or more classes, or "all"
-    proportions=(
-        0.9,
-        0.1,
-    ),  # (classes,) shares of the training set > 0; None: long_tail_ratio or all images
+    # (classes,) shares of the training set > 0; None: long_tail_ratio or all images
+    proportions=(0.9, 0.1),
     source="sample",  # "sample", "download", or a folder with the four IDX files, gzipped or not
     *,
     long_tail_ratio=None,  # >= 1; ratio of first to last class of an exponential long tail

@@ -18,7 +18,8 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 
 from ..core.files import save_state, versions
-from ..metrics import class_alignment_consistency, even_subset
+from ..metrics import even_subset
+from .metrics import consistency_of_class
 
 # %% ../../nbs/api/train/guards.ipynb #496810a7
 class NonFiniteError(RuntimeError):
@@ -159,22 +160,25 @@ class WatchEmbeddings(Callback):
         several_views = self.pred.ndim == 3 and self.pred.shape[1] > 1
         self.positives |= several_views or classes.unique().numel() < len(classes)
 
-    def after_train(self):
-        variance = embedding_variance(self.pred)
-        if not self.positives:
-            self._warn("positives", _NO_POSITIVES)
-        elif variance < self.least:
-            self._warn(
-                "collapse",
-                "the embeddings have collapsed: their variance in the last batch of epoch "
-                f"{self.epoch + 1} is {variance:.1e}; lower the learning rate, keep batch "
-                "normalisation in the encoder, or use larger batches",
-            )
-
     def _warn(self, failure, text):
         if failure not in self.warned:
             warnings.warn(text, stacklevel=2)
         self.warned.add(failure)
+
+# %% ../../nbs/api/train/guards.ipynb #5e24a0f1
+@patch
+def after_train(self: WatchEmbeddings):
+    "Check positives and variance"
+    variance = embedding_variance(self.pred)
+    if not self.positives:
+        self._warn("positives", _NO_POSITIVES)
+    elif variance < self.least:
+        self._warn(
+            "collapse",
+            "the embeddings have collapsed: their variance in the last batch of epoch "
+            f"{self.epoch + 1} is {variance:.1e}; lower the learning rate, keep batch "
+            "normalisation in the encoder, or use larger batches",
+        )
 
 # %% ../../nbs/api/train/guards.ipynb #9262679b
 def _consistency(embeddings, labels, class_index):
@@ -182,10 +186,9 @@ def _consistency(embeddings, labels, class_index):
     some = even_subset(labels, 1000)
     labels = labels[some]
     others = int((labels == class_index).sum()) - 1
-    n_classes = max(int(labels.max()), class_index) + 1
-    found = class_alignment_consistency(embeddings[some], labels, n_classes)[class_index]
+    found = consistency_of_class(embeddings[some], labels, class_index)
     neighbours = max(1, int(0.05 * len(labels)))
-    return float(found), others / (len(labels) - 1), min(1.0, others / neighbours)
+    return found, others / (len(labels) - 1), min(1.0, others / neighbours)
 
 
 def _is_inside(consistency, chance, best):
@@ -207,8 +210,8 @@ def after_epoch(self: WatchEmbeddings):
         name = getattr(self.dls, "vocab", range(rare + 1))[rare]
         self._warn(
             "rare class",
-            f"the rare class {name} is inside the others: {consistency:.0%} of the neighbours of its "
-            f"validation embeddings are of this class after epoch {self.epoch + 1}, and "
+            f"the rare class {name} is inside the others: {consistency:.0%} of the neighbours of "
+            f"its validation embeddings are of this class after epoch {self.epoch + 1}, and "
             f"{chance:.0%} would be by chance; use `SupMinLoss`, pretrained weights, or more "
             "balanced batches (alpha of `ImageData.dls`)",
         )

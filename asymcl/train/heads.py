@@ -45,7 +45,8 @@ def nearest_mean_head(
 ) -> UnitLengthLinear:  # features to logits, on the device of the features
     """Make the head of the nearest class mean.
 
-    Raises ValueError for a class without images, NonFiniteError for features that are not finite."""
+    Raises ValueError for a class without images, NonFiniteError for features that are not
+    finite."""
     x, y = _directions(features, labels)
     means = np.stack([x[y == c].mean(0) for c in range(y.max() + 1)])
     return _layer(means, -(means**2).sum(1) / 2, features.device)

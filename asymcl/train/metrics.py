@@ -54,8 +54,12 @@ def KnnAccuracy(
     return AccumMetric(_knn_within, flatten=False, name="knn_unweighted_accuracy", k=k)
 
 # %% ../../nbs/api/train/metrics.ipynb #0aad2c58
-def _consistency(embeddings, targets, class_index):
-    "`class_alignment_consistency` of one class, on at most 2,000 images"
+def consistency_of_class(
+    embeddings,  # (n, d), or (n, views, d), of which the first view counts
+    targets,  # class indices, (n,)
+    class_index,  # index of the class
+) -> float:  # in 0..1; NaN if no image of the subset is of the class
+    "Compute `class_alignment_consistency` of one class, on at most 2,000 images."
     some = even_subset(targets, 2000)
     z = embeddings[some]
     z = z[:, 0] if z.ndim == 3 else z
@@ -68,7 +72,7 @@ def ClassConsistency(
 ):
     "`class_alignment_consistency` as a fastai metric, for embeddings (n, d) or (n, views, d)"
     return AccumMetric(
-        _consistency, flatten=False, name="class_consistency", class_index=class_index
+        consistency_of_class, flatten=False, name="class_consistency", class_index=class_index
     )
 
 # %% ../../nbs/api/train/metrics.ipynb #9f8254db
