@@ -50,7 +50,8 @@ class Run:
     # name and SHA-256 of published weights; empty for others and for a run that diverged
     published: dict = field(default_factory=dict)
     problem: str | None = None  # description of the divergence; None for a run that finished
-    probabilities: torch.Tensor | None = field(default=None, repr=False)  # (test images, classes)
+    # "valid" and "test" -> (images, classes); empty for a run that diverged or was read
+    probabilities: dict = field(default_factory=dict, repr=False)
     data: dict = field(default_factory=dict, repr=False)  # facts about the data
     key: str | None = None  # name of the record without suffix; None without a record
 
@@ -110,14 +111,16 @@ def _split_table(data):
 
 
 def _prediction_table(data, runs):
-    "Return head, image, class and probabilities of every test image, head by head."
+    "Return head, split, image, class and probabilities, head by head and split by split."
     columns = [f"probability of {c}" for c in data.classes]
     parts = []
     for run in runs:
-        part = _image_table(data, "test")
-        part.insert(0, "head", run.varied.get("head", ""))
-        part[columns] = run.probabilities.numpy()
-        parts.append(part)
+        for split, p in run.probabilities.items():
+            part = _image_table(data, split)
+            part.insert(0, "head", run.varied.get("head", ""))
+            part.insert(1, "split", split)
+            part[columns] = p.numpy()
+            parts.append(part)
     return pd.concat(parts)
 
 
@@ -207,11 +210,20 @@ def predictions_path(
 def read_predictions(
     folder,  # folder of the records
     run,  # Run with a key
+    split="test",  # "valid" or "test"
 ) -> Predictions:
-    "Read the predictions of a run for its test images. Raises FileNotFoundError without a file."
+    """Read the predictions of a run for the images of a split.
+
+    Raises FileNotFoundError without a file, ValueError for a file without the split."""
     path = predictions_path(folder, run)
     table = pd.read_csv(path, dtype=dict(head=str, image=str) | {"class": str}, na_filter=False)
-    table = table[table["head"] == run.varied.get("head", "")]
+    if "split" not in table:
+        table["split"] = "test"
+    if split not in set(table["split"]):
+        raise ValueError(
+            f"{path}: no predictions of the split {split}; run the comparison in a new folder"
+        )
+    table = table[(table["head"] == run.varied.get("head", "")) & (table["split"] == split)]
     classes = run.data["classes"]
     return Predictions(
         images=table["image"].to_numpy(),

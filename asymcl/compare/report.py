@@ -408,7 +408,8 @@ $body
 _FILES = (
     "results.csv: one row per run; its column record names the files of the run",
     "records/RECORD.json: settings, versions and results of one run",
-    "records/RECORD.predictions.csv: class and probabilities of every test image in that run",
+    "records/RECORD.predictions.csv: split, class and probabilities of every validation and test "
+    "image in that run",
     "records/splits-SEED-DATA.csv: class, group and split of every image for that seed",
 )
 

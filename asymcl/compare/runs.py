@@ -387,16 +387,16 @@ def _evaluate(head, features, data, facts):
         probabilities[split] = p
         metrics[split] = evaluate_predictions(p, y, data.classes, data.proportions("train"))
     x, y = features["test"]
-    p = probabilities["test"]
+    predicted = probabilities["test"].argmax(1)
     some = slice(None, None, max(1, len(y) // 400))
     return Run(
         **facts,
         metrics=metrics["test"],
         valid_metrics=metrics["valid"],
-        confusion=confusion_matrix(y, p.argmax(1), labels=range(len(data.classes))).tolist(),
+        confusion=confusion_matrix(y, predicted, labels=range(len(data.classes))).tolist(),
         features=x[some],
         feature_labels=y[some],
-        probabilities=p,
+        probabilities=probabilities,
     )
 
 # %% ../../nbs/api/compare/runs.ipynb #81326550
