@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/statistics.html.md"""
 
 # %% auto #0
 __all__ = ['INTERVAL_SEEDS', 'RESAMPLED', 'mean_interval', 'paired_differences', 'permutation_test', 'smallest_p', 'seeds_needed',
-           'holm', 'compare_methods', 'excludes_zero', 'sentence', 'sentences', 'Predictions', 'resampled_scores',
-           'image_intervals']
+           'holm', 'corrected_t_test', 'compare_methods', 'excludes_zero', 'sentence', 'sentences', 'Predictions',
+           'resampled_scores', 'image_intervals']
 
 # %% ../nbs/api/statistics.ipynb #67f781a7
 from itertools import count
@@ -23,20 +23,25 @@ from .metrics import METRIC_NAMES, as_array
 def mean_interval(
     values,  # one number per seed, (n,), n >= 1
     level=0.95,  # coverage of the interval, in (0, 1)
+    overlap=0.0,  # test images over the others, of folds; 0: independent seeds
 ) -> tuple:  # (mean, low, high); low and high are NaN for one value, all three if a value is NaN
     """Return the mean of `values` and its Student t confidence interval.
 
-    Raises ValueError for empty input, more than one dimension, or a `level` outside (0, 1)."""
+    Raises ValueError for empty input, more than one dimension, a `level` outside (0, 1), or an
+    `overlap` that is negative or not finite."""
     values = as_array(values, "values").astype(float)
     if values.ndim != 1:
         raise ValueError(f"values must have shape (n,), got {values.shape}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
+    if not 0 <= overlap < np.inf:
+        raise ValueError(f"overlap must be finite and >= 0, got {overlap}")
     n = len(values)
     mean = float(values.mean())
     if n == 1:
         return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    spread = values.std(ddof=1) * np.sqrt(1 / n + overlap)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * spread)
     return mean, mean - half, mean + half
 
 # %% ../nbs/api/statistics.ipynb #8164d824
@@ -147,11 +152,29 @@ def holm(
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted
 
+# %% ../nbs/api/statistics.ipynb #397c74ab
+def corrected_t_test(
+    differences,  # paired differences of folds, (n,), n >= 2, finite
+    overlap,  # test images over the others, as in `mean_interval`
+) -> float:  # two-sided p, in [0, 1]
+    """Return p of the corrected resampled t test (Nadeau and Bengio 2003).
+
+    Raises ValueError for fewer than two differences, or values that are not finite."""
+    d = np.asarray(differences, dtype=float)
+    if d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
+        raise ValueError(
+            f"differences must be finite numbers of shape (n,), n >= 2, got {differences!r}"
+        )
+    if np.ptp(d) <= 1e-9 * np.abs(d).max():
+        return 1.0
+    spread = d.std(ddof=1) * np.sqrt(1 / len(d) + overlap)
+    return float(2 * stats.t.sf(abs(d.mean()) / spread, len(d) - 1))
+
 # %% ../nbs/api/statistics.ipynb #995f62fc
-def _row(records, metric, method, baseline):
+def _row(records, metric, method, baseline, overlap):
     "Return a row of the table without the adjusted p; differences are in percentage points."
     d = 100 * paired_differences(records, metric, method, baseline)
-    mean, low, high = mean_interval(d)
+    mean, low, high = mean_interval(d, overlap=overlap)
     return dict(
         baseline=baseline,
         method=method,
@@ -159,7 +182,7 @@ def _row(records, metric, method, baseline):
         difference=mean,
         low=low,
         high=high,
-        p=permutation_test(d),
+        p=corrected_t_test(d, overlap) if overlap else permutation_test(d),
         above=int((d > 1e-9).sum()),
         below=int((d < -1e-9).sum()),
         seeds=len(d),
@@ -194,9 +217,9 @@ def _all_contrasts(methods, baselines):
     ]
 
 # %% ../nbs/api/statistics.ipynb #cfef9a8b
-def _adjusted(table):
+def _adjusted(table, overlap):
     "Return the table with p_holm, p_floor and comparisons, the number of rows"
-    floor = holm([smallest_p(n) for n in table["seeds"]])
+    floor = holm([0.0 if overlap else smallest_p(n) for n in table["seeds"]])
     table.insert(7, "p_holm", np.where(floor <= 0.05, holm(table["p"]), np.nan))
     table.insert(8, "p_floor", floor)
     table["comparisons"] = len(table)
@@ -208,14 +231,17 @@ def compare_methods(
     metrics,  # list of metric keys; the rows of all are one family for the adjustment of p
     baselines=("CL", "CE"),  # names of the methods that the others are compared with
     contrasts=None,  # pairs (method, baseline) to compare instead; None: all with the baselines
+    overlap=0.0,  # test images over the others, of folds; 0: independent seeds
 ) -> pd.DataFrame:  # baseline, method, metric, difference, low, high, p, p_holm, ... of each pair
     """Compare methods, seed by seed, in percentage points.
 
     The table has Student's 95% interval (low, high), exact p and Holm's adjusted p, the floor of
     the adjusted p for these seeds and comparisons, the number of seeds above and below the
-    baseline, and the differences of all seeds. Where the floor is above 0.05, p_holm is NaN.
+    baseline, and the differences of all seeds. Where the floor is above 0.05, p_holm is NaN. With an overlap, p
+    is that of `corrected_t_test`, without a floor.
     Raises ValueError as `paired_differences` does, and for metrics, baselines or contrasts that
-    are empty or a string, an unknown baseline or contrast, or scores outside [0, 1]."""
+    are empty or a string, an unknown baseline or contrast, scores outside [0, 1], or a single
+    fold."""
     if isinstance(metrics, str) or not len(metrics):
         raise ValueError(f"metrics must be a list with at least one name, got {metrics!r}")
     frame = records_frame(records, metrics)
@@ -227,8 +253,8 @@ def compare_methods(
     for metric in metrics:
         if frame[metric].min() < 0 or frame[metric].max() > 1:
             raise ValueError(f"{metric} must be in [0, 1], got up to {frame[metric].max():g}")
-    rows = [_row(frame, metric, *pair) for metric in metrics for pair in contrasts]
-    return _adjusted(pd.DataFrame(rows)) if rows else pd.DataFrame()
+    rows = [_row(frame, metric, *pair, overlap) for metric in metrics for pair in contrasts]
+    return _adjusted(pd.DataFrame(rows), overlap) if rows else pd.DataFrame()
 
 # %% ../nbs/api/statistics.ipynb #251cf23f
 def _points(x, sign=""):
