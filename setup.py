@@ -26,11 +26,13 @@ setup(
         "tune": lines("requirements_tune"),
         "onnx": lines("requirements_onnx"),
         "timm": lines("requirements_timm"),
+        "explain": lines("requirements_explain"),
         "dev": [
             *lines("requirements_dev"),
             *lines("requirements_tune"),
             *lines("requirements_onnx"),
             *lines("requirements_timm"),
+            *lines("requirements_explain"),
         ],
     },
     entry_points={

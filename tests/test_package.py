@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+EXTRAS = "tune", "onnx", "timm", "explain"
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +94,12 @@ def test_requirements_and_extras(wheel, settings):
     plain = {parts(r) for r in required if "extra" not in r}
     extras = {
         name: {parts(r) for r in required if f"extra == '{name}'" in r.replace('"', "'")}
-        for name in ("tune", "onnx", "timm", "dev")
+        for name in (*EXTRAS, "dev")
     }
     assert plain == {parts(r) for r in lines(settings["requirements"])}
-    assert extras["tune"] == {parts(r) for r in lines(settings["requirements_tune"])}
-    assert extras["onnx"] == {parts(r) for r in lines(settings["requirements_onnx"])}
-    assert extras["timm"] == {parts(r) for r in lines(settings["requirements_timm"])}
-    optional = extras["tune"] | extras["onnx"] | extras["timm"]
+    for name in EXTRAS:
+        assert extras[name] == {parts(r) for r in lines(settings[f"requirements_{name}"])}
+    optional = set().union(*(extras[name] for name in EXTRAS))
     assert extras["dev"] == {parts(r) for r in lines(settings["requirements_dev"])} | optional
     assert len(required) == len(plain) + sum(map(len, extras.values()))
 
