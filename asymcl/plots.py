@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
 from .metrics import METRIC_NAMES, as_array
-from .statistics import excludes_zero, mean_interval, records_frame
+from .statistics import INTERVAL_SEEDS, excludes_zero, mean_interval, records_frame
 
 # %% ../nbs/api/plots.ipynb #5caa35db
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -234,19 +234,21 @@ def plot_confusion(
 
 # %% ../nbs/api/plots.ipynb #7d80f96d
 def _cut_interval(values, metric):
-    "Mean and ends of its interval, which stays in the range of a known metric"
+    "Mean and ends of its interval, in the range of a known metric; NaN for few seeds"
     mean, low, high = mean_interval(values)
+    if len(values) < INTERVAL_SEEDS:
+        return mean, np.nan, np.nan
     if metric in METRIC_NAMES:
         return mean, max(low, 0), min(high, 1)
     return mean, low, high
 
 # %% ../nbs/api/plots.ipynb #30b87006
-def _draw_row(ax, row, seeds, interval, style, face):
-    "Draw the seeds and the mean with its interval in a row; `face` is the colour of the mark"
+def _draw_row(ax, row, seeds, interval, style, face, below=0.25):
+    "Draw the seeds, `below` the row, and the mean with its interval in the colour `face`"
     mean, low, high = interval
     ax.plot(
         seeds,
-        np.full(len(seeds), row + 0.25),
+        np.full(len(seeds), row + below),
         "o",
         markersize=5,
         markerfacecolor="none",
@@ -262,37 +264,60 @@ def _draw_row(ax, row, seeds, interval, style, face):
         **style,
     )
 
+# %% ../nbs/api/plots.ipynb #30b87007
+def _draw_method(ax, metric, runs, row, value, marks):
+    "Draw the runs of a method in its row; those of one of several marks at a line of the row"
+    scores = runs[metric].to_numpy(float)
+    interval = _cut_interval(scores, metric)
+    if value:
+        number = marks.index(*value)
+        style = series_style(number)
+        line = row + 0.8 * ((number + 0.5) / len(marks) - 0.5)
+        below = 0.3 / len(marks)
+        _draw_row(ax, line, scores, interval, style | dict(label=value[0]), style["color"], below)
+        return
+    style = series_style(row)
+    _draw_row(ax, row, scores, interval, style, style["color"])
+    if not np.isnan(interval[0]):  # NaN: a metric that this method does not have
+        place = dict(xytext=(0, 6), textcoords="offset points", ha="center")
+        ax.annotate(f"{interval[0]:.3f}", (interval[0], row), fontsize=8, **place)
+
+
+def _note(sizes, width):
+    "Explain dots, marks and bars for these numbers of seeds, in lines for a width in inches"
+    seeds = " or ".join(str(n) for n in sorted(set(sizes)))
+    note = f"dot: a seed; mark: mean of {seeds} seeds"
+    if sizes.max() >= INTERVAL_SEEDS:
+        note += "; bar: its 95% Student t interval"
+    if seeds == "1":
+        note = "dot and mark: the only seed"
+    return fill(note, int(14 * width))
+
 # %% ../nbs/api/plots.ipynb #9368cf71
 def plot_comparison(
     records,  # dicts or DataFrame with "method", "seed" and the metrics, one record per run
     metrics=("weighted_accuracy", "unweighted_accuracy", "roc_auc"),  # keys, one panel each
+    by=None,  # column with values that share the row of a method; None: one mark in each row
 ) -> plt.Figure:  # one panel for each metric
-    """Draw every seed, the mean and its 95% Student t interval for each method.
+    """Draw every seed, the mean, and from four seeds on its 95% Student t interval.
 
-    Raises ValueError for no records, a missing key, or a method and seed that occur twice."""
-    frame = records_frame(records, metrics)
-    if frame.duplicated(["method", "seed"]).any():
-        raise ValueError("records must have each method and seed once, got some of them twice")
-    methods = frame.groupby("method", sort=False)
-    fig, axes = _metric_panels(metrics, 0.5 * len(methods) + 1.2)
+    Raises ValueError for no records, a missing key, or runs that are not one for each seed."""
+    frame = records_frame(records, [*metrics, *([by] if by else [])])
+    keys = ["method", by] if by else ["method"]
+    if frame.duplicated([*keys, "seed"]).any():
+        raise ValueError(f"records must have each {', '.join(keys)} and seed once, got some twice")
+    methods = list(frame["method"].unique())
+    marks = list(frame[by].unique()) if by else [None]
+    fig, axes = _metric_panels(metrics, max(0.5, 0.22 * len(marks)) * len(methods) + 1.2)
     for k, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
-        for row, (_, of_method) in enumerate(methods):
-            scores = of_method[metric].to_numpy(float)
-            interval = _cut_interval(scores, metric)
-            style = series_style(row)
-            _draw_row(ax, row, scores, interval, style, style["color"])
-            if np.isnan(interval[0]):  # a metric that this method does not have
-                continue
-            place = dict(xytext=(0, 6), textcoords="offset points", ha="center")
-            ax.annotate(f"{interval[0]:.3f}", (interval[0], row), fontsize=8, **place)
-        _name_rows(ax, k, list(methods.groups))
+        for names, runs in frame.groupby(keys, sort=False):
+            _draw_method(ax, metric, runs, methods.index(names[0]), names[1:], marks)
+        _name_rows(ax, k, methods)
         ax.set_xlabel(_label(metric))
         _limit_ticks(ax, ax.xaxis)
-    seeds = " or ".join(str(n) for n in sorted(set(methods.size())))
-    note = f"dot: a seed; mark and bar: mean of {seeds} seeds and its 95% Student t interval"
-    if seeds == "1":
-        note = "dot and mark: the only seed"
-    fig.suptitle(fill(note, int(14 * fig.get_figwidth())), fontsize=9)
+    fig.suptitle(_note(frame.groupby(keys).size(), fig.get_figwidth()), fontsize=9)
+    if by:
+        shared_legend(fig, "outside lower center", columns=3)
     return fig
 
 # %% ../nbs/api/plots.ipynb #8281e225
@@ -358,7 +383,7 @@ def plot_differences(
     table,  # table of `compare_methods`
     methods=None,  # names in the order of their colours; None: the order in the table
 ) -> plt.Figure:  # one panel for each metric
-    "Draw paired differences with their 95% intervals and a dot per seed, a line per pair"
+    "Draw paired differences with a dot per seed and, from four seeds on, 95% intervals"
     methods = list(methods or dict.fromkeys([*table["baseline"], *table["method"]]))
     table = table.assign(pair=table["method"] + " − " + table["baseline"])
     pairs = list(table["pair"].unique())
@@ -368,8 +393,10 @@ def plot_differences(
         ax.axvline(0, color="black", linewidth=0.8)
         for _, row in table[table["metric"] == metric].iterrows():
             style = series_style(methods.index(row["method"]))
-            face = style["color"] if excludes_zero(row) else "white"
-            interval = row[["difference", "low", "high"]]
+            few = row["seeds"] < INTERVAL_SEEDS
+            face = style["color"] if excludes_zero(row) and not few else "white"
+            ends = [np.nan, np.nan] if few else row[["low", "high"]]
+            interval = row["difference"], *ends
             _draw_row(ax, pairs.index(row["pair"]), row["differences"], interval, style, face)
         _name_rows(ax, k, pairs)
         ax.set_xlabel(f"difference in\n{METRIC_NAMES.get(metric, metric)} (points)")

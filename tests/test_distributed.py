@@ -411,6 +411,8 @@ QUICK = [
     "cpu",
     "--seeds",
     "1",
+    "--classifier-loss",
+    "cross_entropy",
 ]
 
 

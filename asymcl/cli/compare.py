@@ -1,4 +1,4 @@
-"""`asymcl-compare`: compare five methods on images with a rare class, with one command.
+"""`asymcl-compare`: compare methods and heads on images with a rare class, with one command.
 
 Docs: https://asymcl.github.io/asymcl/api/cli/compare.html.md"""
 
@@ -45,6 +45,13 @@ from asymcl.core.settings import (
 )
 
 # %% ../../nbs/api/cli/compare.ipynb #4e13e390
+_WEIGHTS = (
+    "weights of the encoder before the training: random, bundled with this package, of ImageNet "
+    "for a ResNet, published by timm, or read from a file (default: fashion_mnist_eight for "
+    "T-shirt/top and Shirt with the encoder small, else none, random weights)"
+)
+
+
 def _add_settings(parser, defaults):
     "Add an option for each field of `Settings`"
     values = vars(defaults) | vars(defaults.reading)
@@ -53,7 +60,7 @@ def _add_settings(parser, defaults):
     add("data", DataSettings, without=("reading",))
     add("image files (isic2018, folder, csv)", Reading, without=CACHE)
     add("cache of decoded images and of features", Reading, without=others)
-    add("methods and training", Settings)
+    add("methods and training", Settings, texts=dict(weights=_WEIGHTS))
 
 # %% ../../nbs/api/cli/compare.ipynb #fcf99cec
 def _parser(command, description, defaults, name):
@@ -66,6 +73,7 @@ def _parser(command, description, defaults, name):
         f"{', '.join(map(flag, VARIED))}.",
     )
     _add_settings(parser, defaults)
+    parser.set_defaults(weights=())  # chosen by the images
     add = parser.add_argument_group("output").add_argument
     add(
         "--device",
@@ -89,10 +97,11 @@ def _parser(command, description, defaults, name):
 def _compare_parser():
     parser = _parser(
         "asymcl-compare",
-        "Compare cross-entropy and four contrastive losses on images with a rare class. Writes a "
-        "table, pictures and a report; without options, on bundled images in a few minutes. "
+        "Compare heads, cross-entropy and contrastive losses on images with a rare class. Writes "
+        "a table, pictures and a report that begins with an answer in five lines; without "
+        "options, on bundled images in a few minutes. "
         "Options with several values form a grid: every combination is run.",
-        Settings(),
+        Settings(heads=("cross_entropy", "logit_adjusted", "logistic")),
         "data, encoder and time",
     )
     parser.add_argument(
@@ -110,9 +119,17 @@ def _compare_parser():
     return parser
 
 # %% ../../nbs/api/cli/compare.ipynb #3daf7a18
+def _default_weights(values):
+    "Bundled weights for the classes that they have not seen, else none"
+    unseen = {"T-shirt/top", "Shirt", "0", "6"}.issuperset(values["classes"] or ())
+    fit = values["data"] == "fashion_mnist" and values["encoder"] == ("small",)
+    return ("fashion_mnist_eight",) if fit and unseen else (None,)
+
+
 def _settings(options):
     "Settings that the options describe, and the grid: what has several values"
     values = vars(options)
+    values = values | dict(weights=values["weights"] or _default_weights(values))
     grid = {name: values[name] for name in VARIED if len(values[name]) > 1}
     values = values | {name: values[name][0] for name in VARIED}
     values["classes"] = classes_of(values["classes"], values["data"])
@@ -275,12 +292,15 @@ def _finish_all(folder, settings, runs, kept, pairs):
 
 # %% ../../nbs/api/cli/compare.ipynb #3a7d9af3
 def _finish(folder, settings, runs, pairs=None):
-    "Write the report and print the table"
+    "Write the report, and print the table and the answer"
     from asymcl.compare import report
+    from asymcl.compare.answer import answer
 
     report.write_report(folder, settings, runs, pairs)
     print("\n" + report.summary_table(runs).to_string())
     print("\n" + textwrap.fill(report.TABLE_NOTE, 100))
+    for name, text in answer(runs, pairs).items():
+        print(textwrap.fill(f"{name}: {text}.", 100, subsequent_indent="  "))
     for run in runs:
         if run.problem:
             print(f"diverged: {run.method}, seed {run.seed}")

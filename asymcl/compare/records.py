@@ -126,7 +126,7 @@ def _prediction_table(data, runs):
 
 def _write_csv(path, table):
     "Write a table as CSV; escape bytes of a file name that are not UTF-8."
-    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    text = table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
     write_atomic(path, text.encode(errors="backslashreplace"))
 
 # %% ../../nbs/api/compare/records.ipynb #0a977ac9

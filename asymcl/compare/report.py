@@ -6,15 +6,15 @@ Docs: https://asymcl.github.io/asymcl/api/compare/report.html.md"""
 
 # %% auto #0
 __all__ = ['TABLE_NOTE', 'summary_cell', 'finished', 'summary_table', 'csv_text', 'seed_counts', 'json_text', 'seed_lines',
-           'weights_sentence', 'advice', 'read_records', 'figures', 'png_bytes', 'difference_table', 'differences',
-           'interval_table', 'html_text', 'write_records', 'write_examples', 'write_report']
+           'weights_sentence', 'advice', 'read_records', 'figures', 'png_bytes', 'differences', 'interval_table',
+           'html_text', 'write_records', 'write_examples', 'write_report']
 
 # %% ../../nbs/api/compare/report.ipynb #8c58c3e2
 import base64
 import io
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from fastai.torch_core import default_device
 
+from .answer import answer, difference_table, main_head
 from .experiment import used_value
 from asymcl.compare.records import (
     plain_json,
@@ -48,7 +49,6 @@ from asymcl.plots import (
 )
 from asymcl.statistics import (
     INTERVAL_SEEDS,
-    compare_methods,
     image_intervals,
     mean_interval,
     sentences,
@@ -271,23 +271,24 @@ _CAPTIONS = dict(
     class_counts=("Class counts", "Images of each class and split for the first seed."),
     comparison=(
         "Comparison",
-        "A dot per seed, the mean, and its 95% t interval over seeds, clipped to the scale. Where "
-        "intervals overlap widely, these runs show no difference.",
+        "A dot per seed and the mean; from four seeds on also its 95% t interval, clipped to the "
+        "scale. Where intervals overlap widely, these runs show no difference.",
     ),
     grid=(
         "Grid",
-        "Mean over seeds for each eta and gamma, for CL or SupMin, whichever is first, with the "
-        "first of the heads.",
+        "Mean over seeds for each eta and gamma, for CL or SupMin, whichever is first.",
     ),
     over_proportions=(
         "Proportions",
-        "Mean and 95% t interval over seeds, by the share of the last class in the training set.",
+        "Mean, and from four seeds on its 95% t interval, by the share of the last class in the "
+        "training set.",
     ),
     structure=(
-        "Rare class",
-        "The rarest class among the features of the test images: the share of its images among "
-        "the nearest 5% of the features of its images (dotted line: chance), and how often two "
-        "views of one of its images are nearest neighbours.",
+        "Does the rare class keep its place in feature space?",
+        "Left: of the nearest 5% of test images to an image of the rarest class, the share that "
+        "belongs to it too; the dotted line is chance. Right: how often the nearest neighbour of "
+        "an image of this class is another view of it. A low left value means that the class is "
+        "mixed with others.",
     ),
     curves=(
         "Curves",
@@ -302,46 +303,45 @@ _CAPTIONS = dict(
 )  # figure -> title and description
 
 # %% ../../nbs/api/compare/report.ipynb #d9408b3b
-def figures(
-    runs,  # list of Run, at least one of which did not diverge
-):  # dict: name -> matplotlib figure
-    "Draw the figures of a report that need no images."
-    runs = finished(runs)
-    classes = runs[0].data["classes"]
-    scores = {}
-    confusion = {}
+def _without_head(run):
+    "Return a run whose method does not name its head"
+    return replace(run, method=run.method.removesuffix(f" {run.varied.get('head')}"))
+
+
+def _compared(runs):
+    "Draw the metrics of all methods, with their heads as marks in one row"
+    records = [_without_head(run).record() for run in runs]
+    several = len({record.get("head") for record in records}) > 1
+    return plot_comparison(records, by="head" if several else None)
+
+
+def _stage_1(runs):
+    "Draw the curves of stage 1 and the maps of features, if there are any"
+    curves = {}
     maps = {}
     for run in runs:
         if run.valid_score:  # not of frozen, which has no epochs
-            scores.setdefault(run.method, []).append(run.valid_score)
-        confusion[run.method] = confusion.get(run.method, 0) + torch.tensor(run.confusion)
+            curves.setdefault(run.method, []).append(run.valid_score)
         if run.features is not None:
             maps.setdefault(run.method, (run.features, run.feature_labels))
-    found = dict(
-        **_structure(runs),
-        class_counts=plot_class_counts(runs[0].data["counts"], classes),
-        comparison=plot_comparison([run.record() for run in runs]),
-        **_over_settings(runs),
-        confusion=plot_confusion(confusion, classes),
-    )
-    if scores:
+    found = {}
+    if curves:
         label = "validation balanced accuracy (0 to 1)"
-        found["curves"] = plot_curves(scores, label, "Stage 1")
+        found["curves"] = plot_curves(curves, label, "Stage 1")
     if maps:
-        found["embedding_maps"] = plot_embeddings(maps, classes)
+        found["embedding_maps"] = plot_embeddings(maps, runs[0].data["classes"])
     return found
 
 # %% ../../nbs/api/compare/report.ipynb #89efcc71
 def _over_settings(runs):
-    "Draw eta and gamma for the first head, and the proportions, if they vary."
+    "Draw eta and gamma, or the proportions, if they vary."
     records = [run.record() for run in runs]
     varied = set(runs[0].varied) - {"loss", "head"}
     if varied == {"eta", "gamma"}:
-        head = records[0].get("head")
         shown = [
             record | dict(eta=float(record["eta"]), gamma=float(record["gamma"]))
             for record in records
-            if record["eta"] is not None and record.get("head") == head
+            if record["eta"] is not None
         ]
         families = [FAMILIES.fullmatch(record["loss"])[1] for record in shown]
         shown = [
@@ -352,8 +352,7 @@ def _over_settings(runs):
         shown = []
         for record in records:
             rare = float(record["proportions"].split(":")[-1])
-            method = " ".join([record["loss"], record.get("head", "")]).strip()
-            shown.append(record | dict(rare=rare, method=method))
+            shown.append(record | dict(rare=rare, method=record["loss"]))
         return dict(over_proportions=plot_over(shown, "rare", "last class (% of training images)"))
     return {}
 
@@ -363,13 +362,12 @@ def _structure(runs):
     counts = runs[0].data["counts"]
     index = rarest_class(counts["train"])
     rare = runs[0].data["classes"][index]
-    head = runs[0].varied.get("head")
     metrics = ("class_consistency", "sample_alignment")
     shown = [
         dict(method=run.method, seed=run.seed)
         | {name: run.structure.get(f"{name}_{rare}", math.nan) for name in metrics}
         for run in runs
-        if run.structure and run.varied.get("head") == head
+        if run.structure
     ]
     if not shown:
         return {}
@@ -377,6 +375,27 @@ def _structure(runs):
     chance = (counts["test"][index] - 1) / (sum(counts["test"]) - 1)
     figure.axes[0].axvline(chance, color="black", linestyle=":", linewidth=1)
     return dict(structure=figure)
+
+# %% ../../nbs/api/compare/report.ipynb #d9408b3c
+def figures(
+    runs,  # list of Run, at least one of which did not diverge
+):  # dict: name -> matplotlib figure
+    "Draw the figures of a report that need no images."
+    runs = finished(runs)
+    classes = runs[0].data["classes"]
+    head = main_head(runs)
+    shown = [_without_head(run) for run in runs if run.varied.get("head") == head]
+    confusion = {}
+    for run in shown:
+        confusion[run.method] = confusion.get(run.method, 0) + torch.tensor(run.confusion)
+    return dict(
+        **_structure(shown),
+        class_counts=plot_class_counts(runs[0].data["counts"], classes),
+        comparison=_compared(runs),
+        **_over_settings(shown),
+        **_stage_1(shown),
+        confusion=plot_confusion(confusion, classes),
+    )
 
 # %% ../../nbs/api/compare/report.ipynb #347cf62f
 def png_bytes(
@@ -396,8 +415,8 @@ _PAGE = Template("""<!DOCTYPE html>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid #ccc }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ccc }
+td, tbody th { white-space: nowrap }
 th:first-child { text-align: left }
 img { max-width: 100%; height: auto } pre { background: #f4f4f4; padding: .8rem; overflow-x: auto }
 </style></head><body>
@@ -414,30 +433,9 @@ _FILES = (
 )
 
 # %% ../../nbs/api/compare/report.ipynb #a4320045
-def difference_table(
-    runs,  # list of Run
-    contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
-) -> pd.DataFrame:  # as from `compare_methods`; empty where nothing can be compared
-    "Compare methods without diverged runs in balanced accuracy and ROC AUC."
-    diverged = {run.method for run in runs if run.problem}
-    if contrasts is not None:
-        contrasts = [pair for pair in contrasts if not diverged & set(pair)]
-        compared = {name for pair in contrasts for name in pair}
-        runs = [run for run in runs if run.method in compared]
-    table = pd.DataFrame([run.record() for run in runs if run.method not in diverged])
-    if table.empty or min(table["method"].nunique(), table["seed"].nunique()) < 2:
-        return pd.DataFrame()
-    baselines = [name for name in ("CL", "CE") if name in set(table["method"])]
-    metrics = [name for name in ("unweighted_accuracy", "roc_auc") if table[name].notna().all()]
-    complete = len(table) == table["method"].nunique() * table["seed"].nunique()
-    if not (metrics and complete and (baselines or contrasts)):
-        return pd.DataFrame()
-    return compare_methods(table, metrics, baselines, contrasts)
-
-
 def differences(
     runs,  # list of Run
-    contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
+    contrasts=None,  # pairs (method, baseline); None: those of `default_contrasts`
 ) -> list:  # of sentences; empty for a single seed or method
     "Describe the differences of methods without diverged runs."
     return sentences(difference_table(runs, contrasts))
@@ -471,7 +469,7 @@ INTERVALS_NOTE = (
 # %% ../../nbs/api/compare/report.ipynb #1209935b
 def interval_table(
     runs,  # list of Run
-    contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
+    contrasts=None,  # pairs (method, baseline); None: those of `default_contrasts`
     folder=None,  # folder of the records, which have the predictions; None: no bootstrap
 ) -> pd.DataFrame:  # of text; empty where nothing can be compared
     "Show methods and differences with intervals over seeds and test images, in per cent."
@@ -509,6 +507,15 @@ def _section(title, lines):
     return f"<h2>{title}</h2>\n<p>{'<br>'.join(map(escape, lines))}</p>"
 
 
+def _answer(runs, contrasts):
+    "Return the lines of the answer as HTML, or nothing if every run diverged."
+    lines = answer(runs, contrasts)
+    if not lines:
+        return ""
+    items = [f"<li><strong>{name}:</strong> {escape(text)}.</li>" for name, text in lines.items()]
+    return "<h2>Answer</h2>\n<ul>\n" + "\n".join(items) + "\n</ul>"
+
+
 def _intervals(runs, contrasts, records):
     "Return the table of intervals with its explanation as HTML, or nothing."
     table = interval_table(runs, contrasts, records)
@@ -528,7 +535,7 @@ def html_text(
     settings,  # Settings
     runs,  # list of Run, with facts about their data
     pictures,  # dict: name of a figure -> PNG bytes
-    contrasts=None,  # pairs (method, baseline); None: all methods with CL and CE
+    contrasts=None,  # pairs (method, baseline); None: those of `default_contrasts`
     records=None,  # folder of the records; None: no intervals over test images
 ) -> str:
     "Return the report as one page that loads nothing."
@@ -537,15 +544,18 @@ def html_text(
     if skipped:
         data.append(f"{skipped} rows of the source were skipped; results.json lists them.")
     diverged = [f"{run.method}, seed {run.seed}: {run.problem}" for run in runs if run.problem]
+    shown = {name: _picture(name, pictures[name]) for name in _CAPTIONS if name in pictures}
     parts = [
-        _section("Data", data),
-        _section("Advice", advice(settings, [run.data for run in runs])),
+        _answer(runs, contrasts),
         _section("Results", [TABLE_NOTE, weights_sentence(settings, runs)]),
         summary_table(runs).to_html(border=0),
         _section("Diverged", diverged),
+        shown.pop("comparison", ""),
         _section("Differences", differences(runs, contrasts)),
         _intervals(runs, contrasts, records),
-        *(_picture(name, pictures[name]) for name in _CAPTIONS if name in pictures),
+        _section("Data", data),
+        _section("Advice", advice(settings, [run.data for run in runs])),
+        *shown.values(),
         f"<h2>Settings</h2>\n<pre>{escape(json.dumps(asdict(settings), indent=1))}</pre>",
         _section("Files", _FILES),
     ]
@@ -575,7 +585,7 @@ def write_report(
     folder,  # folder of the comparison
     settings,  # Settings
     runs,  # list of Run, with facts about their data
-    contrasts=None,  # pairs (method, baseline) to compare; None: all methods with CL and CE
+    contrasts=None,  # pairs (method, baseline) to compare; None: those of `default_contrasts`
 ):
     "Write the pictures and report.html beside the records."
     folder = Path(folder)

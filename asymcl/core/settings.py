@@ -70,7 +70,7 @@ class DataSettings:
 class Settings(DataSettings):
     "What a comparison depends on"
 
-    # names of the methods (default: CE, CL, FCL, ACL and AFCL; with weights also frozen, first)
+    # names of the methods (default: CE, CL and AFCL; with weights also frozen, first)
     methods: tuple | None = None
     seeds: tuple = (0, 1)  # seeds of the data draw and of the training
     encoder: str = "small"  # encoder of the images
@@ -135,7 +135,7 @@ def resolved(
     if getattr(settings, "methods", ()) is None:
         weights = (grid or {}).get("weights", (settings.weights,))
         frozen = ("frozen",) if any(weights) else ()
-        settings = replace(settings, methods=(*frozen, "CE", "CL", "FCL", "ACL", "AFCL"))
+        settings = replace(settings, methods=(*frozen, "CE", "CL", "AFCL"))
     if settings.data != "fashion_mnist":
         return settings
     classes = ("T-shirt/top", "Shirt") if settings.classes is None else settings.classes

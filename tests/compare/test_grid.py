@@ -30,6 +30,8 @@ COMMAND = [
     "50",
     "--seeds",
     "2",
+    "--classifier-loss",
+    "cross_entropy",
     "--name",
     "grid",
 ]
