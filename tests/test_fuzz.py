@@ -46,6 +46,7 @@ from asymcl.data.own_images import (
     image_folder,
     read_table,
 )
+from asymcl.decisions import threshold_for_recall
 from asymcl.fused import fused_losses, reduce_losses
 from asymcl.images.files import ImageFile, decode, load_images, read_file, zip_members
 from asymcl.infer.model import (
@@ -53,7 +54,6 @@ from asymcl.infer.model import (
     TrainedModel,
     fit_temperature,
     load_model,
-    threshold_for_recall,
 )
 from asymcl.losses import (
     ACL,
@@ -1597,7 +1597,7 @@ def test_temperature_and_threshold(logits, recall):
         found = attempt(["logits"], fit_temperature, x, y)
     assert found is REJECTED or 1e-3 <= found <= 1e3
     p = x.nan_to_num().softmax(1)[:, 1]
-    found = attempt(["recall"], threshold_for_recall, p, y == 1, recall, None)
+    found = attempt(["recall", "scores"], threshold_for_recall, p, y == 1, recall, None)
     assert found is REJECTED or (p[y == 1] >= found).float().mean() >= recall - 1e-6
 
 
@@ -1621,6 +1621,10 @@ PREDICT = [
     "--out",
     "--embeddings",
     "--recall",
+    "--precision",
+    "--cost-ratio",
+    "--coverage",
+    "--prevalence",
     "--confidence",
     "--rare",
     "--neighbours",

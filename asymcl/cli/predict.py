@@ -17,6 +17,7 @@ import pkgutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import chunked, patch
@@ -29,10 +30,11 @@ from asymcl.cli.parser import (
     number_or_none,
     one_line_errors,
 )
-from ..core.checks import ArgumentError
+from ..core.checks import ArgumentError, check_positive
 
 # %% ../../nbs/api/cli/predict.ipynb #9575fe24
-def _add_answers(add):
+def _add_decisions(parser):
+    add = parser.add_mutually_exclusive_group().add_argument
     add(
         "--recall",
         type=float,
@@ -42,17 +44,54 @@ def _add_answers(add):
         "of the model determine (default: the most probable class)",
     )
     add(
+        "--precision",
+        type=float,
+        metavar="SHARE",
+        help="share of the images with the rare class that must be right, such as 0.9: an image "
+        "gets this class from a probability that the validation images determine",
+    )
+    add(
+        "--cost-ratio",
+        type=float,
+        metavar="RATIO",
+        help="cost of a missed image of the rare class divided by the cost of a false alarm, such "
+        "as 10: an image gets this class from the probability of the lowest cost",
+    )
+    add(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help="probability, for each class, that the set of classes in the column prediction set "
+        "has the true one, such as 0.9; where it has not a single class, the class is: "
+        "ask an expert",
+    )
+
+# %% ../../nbs/api/cli/predict.ipynb #d7c0f001
+def _add_rare(add):
+    add(
         "--confidence",
         type=number_or_none,
         default=0.95,
         metavar="SHARE",
-        help="probability that new images reach --recall, or none: on average (default: 0.95)",
+        help="probability that new images reach --recall or --precision, or none: on average "
+        "(default: 0.95)",
+    )
+    add(
+        "--prevalence",
+        type=float,
+        metavar="SHARE",
+        help="share of the rare class among the new images, to which the probabilities are "
+        "adapted (default: as among the validation images of the model)",
     )
     add(
         "--rare",
         metavar="CLASS",
-        help="class of --recall (default: the one with the fewest training images)",
+        help="class of --recall, --precision, --cost-ratio and --prevalence (default: the one "
+        "with the fewest training images)",
     )
+
+# %% ../../nbs/api/cli/predict.ipynb #d7c0f003
+def _add_answers(add):
     add(
         "--neighbours",
         type=int,
@@ -86,6 +125,8 @@ def _parser():
         "command resumes",
     )
     add("--overwrite", action="store_true", help="replacement of existing files")
+    _add_decisions(parser)
+    _add_rare(add)
     _add_answers(add)
     add(
         "--encoder",
@@ -107,16 +148,24 @@ def _outputs(options):
     return [file for file in (options.out, options.embeddings) if file]
 
 
+def _concerns_rare(options):
+    "Whether an option is about the rare class"
+    names = ("recall", "precision", "cost_ratio", "prevalence")
+    return any(getattr(options, name) is not None for name in names)
+
+
 def _check_options(options):
     "Raise an error for values out of range, and for files that cannot or must not be written"
-    for name in ("recall", "confidence"):
+    for name in ("recall", "precision", "coverage", "confidence", "prevalence"):
         share = getattr(options, name)
         if share is not None and not 0 < share < 1:
             raise ArgumentError(name, f"must be between 0 and 1, got {share:g}")
     if options.neighbours < 0:
         raise ArgumentError("neighbours", f"must be >= 0, got {options.neighbours}")
-    if options.rare is not None and options.recall is None:
-        raise ArgumentError("rare", "needs --recall")
+    if options.cost_ratio is not None:
+        check_positive("cost_ratio", options.cost_ratio)
+    if options.rare is not None and not _concerns_rare(options):
+        raise ArgumentError("rare", "needs --recall, --precision, --cost-ratio or --prevalence")
     for name in ("embeddings", "overwrite"):
         if getattr(options, name) and not options.out:
             raise ArgumentError(name, "needs --out")
@@ -147,12 +196,17 @@ def _encoder(text):
     return encoder
 
 # %% ../../nbs/api/cli/predict.ipynb #6c676b55
-def _threshold(model, options):
-    "Threshold for the required recall, or None"
+class _Rule(NamedTuple):
+    "How an image gets its class; without threshold and limits it is the most probable one"
+
+    threshold: object = None  # Threshold of one class
+    limits: object = None  # lowest probability of each class in a set, (classes,)
+
+
+def _rare(model, options):
+    "Name of the rare class"
     from asymcl.metrics import rarest_class
 
-    if options.recall is None:
-        return None
     rare = options.rare
     if rare is None:
         counts = model.about.get("train_counts")
@@ -161,24 +215,74 @@ def _threshold(model, options):
         rare = model.classes[rarest_class(counts)]
     if rare not in model.classes:
         raise ArgumentError("rare", f"must be one of {', '.join(model.classes)}, got {rare!r}")
-    return model.threshold(rare, options.recall, options.confidence)
+    return rare
 
 
-def _notes(model, threshold, options):
+def _model_and_rule(model, options):
+    "Model at the prevalence, and the rule of its classes"
+    rare = _rare(model, options) if _concerns_rare(options) else None
+    if options.prevalence is not None:
+        model = model.at_prevalence(rare, options.prevalence)
+    if options.coverage is not None:
+        return model, _Rule(limits=model.class_thresholds(options.coverage))
+    required = (options.recall, options.confidence, options.precision, options.cost_ratio)
+    if all(value is None for value in (options.recall, options.precision, options.cost_ratio)):
+        return model, _Rule()
+    return model, _Rule(model.threshold(rare, *required))
+
+# %% ../../nbs/api/cli/predict.ipynb #d7c0f005
+def _shares_text(classes, shares):
+    "Shares of the classes as text"
+    return ", ".join(f"{name} {share:.3g}" for name, share in zip(classes, shares, strict=True))
+
+
+def _threshold_note(model, threshold, options):
+    "What the threshold requires, and its effect on the validation images"
+    confidence = options.confidence
+    how = "on average" if confidence is None else f"with confidence {confidence:g}"
+    if options.recall is not None:
+        what = f"a recall of {options.recall:g} {how}"
+    elif options.precision is not None:
+        what = f"a precision of {options.precision:g} {how}"
+    else:
+        what = f"the lowest cost, a missed one costing {options.cost_ratio:g} false alarms"
+    most_probable = " if most probable, or" if threshold.only_adds else ""
+    return (
+        f"{model.classes[threshold.label]}{most_probable} from a probability of "
+        f"{threshold.value:.3g}, for {what}; on the validation images recall "
+        f"{threshold.recall:.3f} of {threshold.images}, and false alarms for "
+        f"{threshold.false_alarms:.3f} of the others"
+    )
+
+# %% ../../nbs/api/cli/predict.ipynb #d7c0f00b
+def _coverage_note(model, limits, options):
+    "What the sets of classes promise, and how many validation images are doubtful"
+    from asymcl.decisions import EXPERT, decide_or_ask, prediction_sets
+
+    sets = prediction_sets(model.probabilities(model.valid_logits), limits)
+    doubtful = (decide_or_ask(sets) == EXPERT).mean()
+    return (
+        f"sets with the true class with probability {options.coverage:g} for each class; "
+        f"an expert is asked for {doubtful:.3f} of the validation images"
+    )
+
+
+def _notes(model, rule, options):
     "What to know about the probabilities and the classes, as lines"
     notes = []
     problem = model.calibration_problem
     if problem:
         notes.append(f"the probabilities are not calibrated: {problem}")
-    if threshold:
-        confidence = options.confidence
-        how = "on average" if confidence is None else f"with confidence {confidence:g}"
+    if model.prior is not None:
+        valid = model.valid_labels.bincount() / len(model.valid_labels)
         notes.append(
-            f"{model.classes[threshold.label]} if most probable, or from a probability of "
-            f"{threshold.value:.3g}, for a recall of {options.recall:g} {how}; on the validation "
-            f"images recall {threshold.recall:.3f} of {threshold.images}, and false alarms for "
-            f"{threshold.false_alarms:.3f} of the others"
+            f"the probabilities are for class shares of {_shares_text(model.classes, model.prior[0])}"
+            f" (validation images: {_shares_text(model.classes, valid.tolist())})"
         )
+    if rule.threshold is not None:
+        notes.append(_threshold_note(model, rule.threshold, options))
+    if rule.limits is not None:
+        notes.append(_coverage_note(model, rule.limits, options))
     return notes
 
 # %% ../../nbs/api/cli/predict.ipynb #bfb8cb61
@@ -187,24 +291,40 @@ def _plain(text):
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _columns(model, neighbours):
+def _columns(model, rule, neighbours):
     "Names of the columns"
     names = ["file", "class", "probability", *(f"probability of {c}" for c in model.classes)]
+    if rule.limits is not None:
+        names.append("prediction set")
     for i in range(1, neighbours + 1):
         names += [f"neighbour_{i}", f"neighbour_{i}_class", f"neighbour_{i}_cosine"]
     return [*names, "problem"]
 
 
-def _row(answer, model, threshold, neighbours):
-    "Columns of one answer that are not empty"
-    from asymcl.infer.model import decide
+def _decided(answer, model, rule):
+    "Columns of the decision; probability is empty for an expert"
+    from asymcl.decisions import EXPERT, decide, decide_or_ask, prediction_sets
 
+    p = answer.probabilities[None]
+    if rule.limits is None:
+        columns = {}
+        label = decide(p, rule.threshold).item()
+    else:
+        sets = prediction_sets(p, rule.limits)
+        inside = [name for name, found in zip(model.classes, sets[0], strict=True) if found]
+        columns = {"prediction set": " | ".join(inside)}
+        label = decide_or_ask(sets).item()
+    if label == EXPERT:
+        return columns | {"class": "ask an expert"}
+    return columns | {"class": model.classes[label], "probability": f"{p[0, label]:.6g}"}
+
+# %% ../../nbs/api/cli/predict.ipynb #d7c0f01b
+def _row(answer, model, rule, neighbours):
+    "Columns of one answer that are not empty"
     row = dict(file=_plain(answer.file), problem=answer.problem)
     if answer.problem:
         return row
-    label = decide(answer.probabilities[None], threshold).item()
-    row["class"] = model.classes[label]
-    row["probability"] = f"{answer.probabilities[label]:.6g}"
+    row |= _decided(answer, model, rule)
     for name, probability in zip(model.classes, answer.probabilities, strict=True):
         row[f"probability of {name}"] = f"{probability:.6g}"
     if neighbours:
@@ -326,7 +446,8 @@ def finish(self: _Parts):
 # %% ../../nbs/api/cli/predict.ipynb #1763eead
 def _asked(options, names):
     "Facts that a resumed call must share"
-    kept = ("recall", "confidence", "rare", "neighbours", "embeddings", "encoder")
+    kept = ("recall", "precision", "cost_ratio", "coverage", "confidence", "prevalence", "rare")
+    kept += ("neighbours", "embeddings", "encoder")
     digest = hashlib.sha256(options.model.read_bytes() + "\0".join(names).encode())
     values = {name: str(getattr(options, name)) for name in kept}
     return values | {"model or files": digest.hexdigest()}
@@ -348,11 +469,11 @@ def _show_progress(done, total):
     print(f"\r[{bar:<30}] {done} of {total} files", end="", file=sys.stderr, flush=True)
 
 
-def _write_table(options, table, model, threshold, files):
+def _write_table(options, table, model, rule, files):
     "Write the rows that are missing, chunk by chunk; return the text of all rows"
-    for note in _notes(model, threshold, options):
+    for note in _notes(model, rule, options):
         print(f"asymcl-predict: {note}", file=sys.stderr)
-    columns = _columns(model, options.neighbours)
+    columns = _columns(model, rule, options.neighbours)
     missing = np.full(model.head.weight.shape[1], np.nan)
     done = table.rows
     on_terminal = sys.stderr.isatty()
@@ -361,7 +482,7 @@ def _write_table(options, table, model, threshold, files):
         table.append(header, _npy_header(len(files), len(missing)), 0)
     try:
         for answers in chunked(model.predict_files(files[done:], CHUNK), CHUNK):
-            rows = [_row(answer, model, threshold, options.neighbours) for answer in answers]
+            rows = [_row(answer, model, rule, options.neighbours) for answer in answers]
             features = [missing if answer.problem else answer.features for answer in answers]
             content = np.stack(features).astype("<f4").tobytes()
             table.append(_table(columns, rows), content, len(rows))
@@ -385,7 +506,7 @@ def _locked(path):
 
 
 def _load(options):
-    "Model and threshold; raises an error for options that the model does not allow"
+    "Model and rule; raises an error for options that the model does not allow"
     from asymcl.infer.model import load_model
 
     check_device(options.device)
@@ -394,23 +515,23 @@ def _load(options):
     model.predict_files([])  # raises an error for a model that cannot be applied to files
     if options.neighbours:
         model.nearest(model.head.weight[:1], options.neighbours)  # raises one for too many
-    return model, _threshold(model, options)
+    return _model_and_rule(model, options)
 
 
 def _predict(options, kept):
     "Write the table; return the number of files and the rows with a problem"
     from asymcl.infer.model import image_paths
 
-    model, threshold = _load(options)
+    model, rule = _load(options)
     files = image_paths(options.paths)
     if options.out is None:
-        text = _write_table(options, _Printed(), model, threshold, files)
+        text = _write_table(options, _Printed(), model, rule, files)
     else:
         part = _part(options.out)
         with _locked(Path(f"{part}.lock")):
             parts = _Parts(options, _asked(options, [_plain(str(file)) for file in files]))
             kept.append(f"the rows so far are in {part}, and the same command resumes")
-            text = _write_table(options, parts, model, threshold, files)
+            text = _write_table(options, parts, model, rule, files)
     rows = csv.DictReader(io.StringIO(text, newline=""))
     return len(files), [row for row in rows if row["problem"]]
 

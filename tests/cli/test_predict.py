@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from asymcl.cli.predict import predict_command
-from asymcl.infer.model import TrainedModel, decide, fit_temperature
+from asymcl.decisions import decide
+from asymcl.infer.model import TrainedModel, fit_temperature
 
 SMALL = dict(image_shape=(1, 8, 8), mean=torch.tensor([0.5]), std=torch.tensor([0.25]))
 OWN = """
@@ -274,10 +275,10 @@ def test_a_required_recall_never_costs_recall_and_keeps_its_confidence(positives
         threshold = model.threshold("rare", recall, confidence)
         found, usual = decide(new, threshold) == 1, decide(new) == 1
         assert (found | ~usual).all()  # what was rare stays rare
-        reached.append(found.float().mean().item() >= recall)
+        reached.append(found.mean() >= recall)
         p = (model.valid_logits / model.temperature).softmax(1)
         of_valid = decide(p, threshold)[model.valid_labels == 1] == 1
-        assert threshold.recall == pytest.approx(of_valid.float().mean().item())
+        assert threshold.recall == pytest.approx(of_valid.mean())
         with pytest.raises(ValueError, match="at least .* validation images of the class, got"):
             model.threshold("rare", 0.999, confidence)
     low = confidence - 2.6 * (confidence * (1 - confidence) / 200) ** 0.5
