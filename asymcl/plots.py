@@ -6,9 +6,10 @@ Docs: https://asymcl.github.io/asymcl/api/plots.html.md"""
 
 # %% auto #0
 __all__ = ['PALETTE', 'plot_class_counts', 'plot_curves', 'plot_embeddings', 'plot_confusion', 'plot_comparison', 'plot_grid',
-           'plot_over', 'plot_differences']
+           'plot_over', 'plot_differences', 'png_bytes']
 
 # %% ../nbs/api/plots.ipynb #e9dfc26b
+import io
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -402,3 +403,13 @@ def plot_differences(
         ax.set_xlabel(f"difference in\n{METRIC_NAMES.get(metric, metric)} (points)")
         _limit_ticks(ax, ax.xaxis)
     return fig
+
+# %% ../nbs/api/plots.ipynb #a3c4d5e2
+def png_bytes(
+    figure,  # matplotlib figure, closed afterwards
+) -> bytes:
+    "Return a figure as PNG."
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    plt.close(figure)
+    return out.getvalue()

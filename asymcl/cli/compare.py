@@ -229,7 +229,7 @@ def _comparison(settings, grid, folder, pairs=None):
     "Comparison, checked, and with the images of images.png, which all processes load together"
     from asymcl.compare.experiment import Comparison
 
-    comparison = Comparison(settings, grid, folder / "records")
+    comparison = Comparison(settings, grid, folder / "records", mistakes=True)
     _check_contrasts(pairs or (), comparison)
     comparison.check()
     if not (folder / "images.png").is_file():

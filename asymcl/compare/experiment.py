@@ -109,11 +109,13 @@ class Comparison:
         grid=None,  # dict: a name in VARIED -> values; None: nothing varies
         folder=None,  # folder of the records, created if needed; None: no records
         load=None,  # function of `data_loader`, to share data between comparisons
+        mistakes=False,  # True: keep a picture of the mistakes of the first seed, without a grid
     ):
         "Raises ArgumentError for settings that no run can use."
         self.jobs = check_settings(settings, grid)
         self.varied = [name for name, values in (grid or {}).items() if len(values) > 1]
         self.folder = None if folder is None else Path(folder)
+        self.mistakes = mistakes and self.folder is not None and not self.varied
         self._load = load or data_loader(len({data_settings(job) for job in self.jobs}))
         self._state = lru_cache(None)(source_state)
         self._fingerprints = {}
@@ -315,6 +317,12 @@ def check(self: Comparison):
         sizes = " and ".join(map(str, sorted(small)))
         warnings.warn(f"fewer than 128 training images: the batch size is {sizes}", stacklevel=3)
 
+# %% ../../nbs/api/compare/experiment.ipynb #b1c2d3ea
+@patch
+def _draws(self: Comparison, job):
+    "Whether this process draws the mistakes of a job: the first one does, for the first seed"
+    return self.mistakes and job.seeds == self.jobs[0].seeds and not rank_distrib()
+
 # %% ../../nbs/api/compare/experiment.ipynb #09f63d3d
 @patch
 def _train(self: Comparison, job, on_epoch):
@@ -325,7 +333,7 @@ def _train(self: Comparison, job, on_epoch):
     cbs = [ReportEpochs(partial(_report, on_epoch, method, seed))] if on_epoch else []
     start = time.perf_counter()
     try:
-        runs = run_method(method, seed, data, job, cbs, about)
+        runs = run_method(method, seed, data, job, cbs, about, self._draws(job))
     except NonFiniteError as error:
         if num_distrib() > 1:
             raise
@@ -420,11 +428,12 @@ def compare(
     grid: dict | None = None,  # settings with several values each, of VARIED
     folder=None,  # folder of the records, created if needed; None: no records
     load=None,  # function of `data_loader`, to share data between comparisons
+    mistakes=False,  # True: keep a picture of the mistakes of the first seed, without a grid
 ):  # iterator of Run, seed by seed
     """Run every method, combination and seed; yield each run as soon as it is done.
 
     Raises ArgumentError before any training for settings that cannot work."""
-    comparison = Comparison(settings, grid, folder, load)
+    comparison = Comparison(settings, grid, folder, load, mistakes)
     comparison.check()
     yield from comparison.run_jobs(on_epoch)
 

@@ -6,12 +6,11 @@ Docs: https://asymcl.github.io/asymcl/api/compare/report.html.md"""
 
 # %% auto #0
 __all__ = ['TABLE_NOTE', 'summary_cell', 'finished', 'summary_table', 'csv_text', 'seed_counts', 'json_text', 'seed_lines',
-           'weights_sentence', 'advice', 'read_records', 'figures', 'png_bytes', 'differences', 'interval_table',
-           'html_text', 'write_records', 'write_examples', 'write_report']
+           'weights_sentence', 'advice', 'read_records', 'figures', 'differences', 'interval_table', 'html_text',
+           'write_records', 'write_examples', 'write_report']
 
 # %% ../../nbs/api/compare/report.ipynb #8c58c3e2
 import base64
-import io
 import json
 import math
 from dataclasses import asdict, replace
@@ -19,13 +18,13 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from fastai.torch_core import default_device
 
 from .answer import answer, difference_table, main_head
 from .experiment import used_value
+from .mistakes import mistakes_html, mistakes_pictures
 from asymcl.compare.records import (
     plain_json,
     predictions_path,
@@ -46,6 +45,7 @@ from asymcl.plots import (
     plot_embeddings,
     plot_grid,
     plot_over,
+    png_bytes,
 )
 from asymcl.statistics import (
     INTERVAL_SEEDS,
@@ -397,16 +397,6 @@ def figures(
         confusion=plot_confusion(confusion, classes),
     )
 
-# %% ../../nbs/api/compare/report.ipynb #347cf62f
-def png_bytes(
-    figure,  # matplotlib figure, closed afterwards
-) -> bytes:
-    "Return a figure as PNG."
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    plt.close(figure)
-    return out.getvalue()
-
 # %% ../../nbs/api/compare/report.ipynb #d29be2f8
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -429,6 +419,7 @@ _FILES = (
     "records/RECORD.json: settings, versions and results of one run",
     "records/RECORD.predictions.csv: split, class and probabilities of every validation and test "
     "image in that run",
+    "records/RECORD.mistakes.png: the most confident mistakes of that run (first seed)",
     "records/splits-SEED-DATA.csv: class, group and split of every image for that seed",
 )
 
@@ -524,6 +515,16 @@ def _intervals(runs, contrasts, records):
     return f"<p>{escape(INTERVALS_NOTE)}</p>\n{table.to_html(border=0)}"
 
 
+def _mistakes(runs, records):
+    "Return a link to the page of the most confident mistakes as HTML, or nothing."
+    if records is None or not mistakes_pictures(records, runs):
+        return ""
+    return (
+        '<h2>Mistakes</h2>\n<p><a href="mistakes.html">mistakes.html</a>: the most confident '
+        "mistakes of each method on validation images, with maps and nearest training images.</p>"
+    )
+
+
 def _picture(name, png):
     "Return title, description and embedded picture as HTML."
     title, text = _CAPTIONS[name]
@@ -556,6 +557,7 @@ def html_text(
         _section("Data", data),
         _section("Advice", advice(settings, [run.data for run in runs])),
         *shown.values(),
+        _mistakes(runs, records),
         f"<h2>Settings</h2>\n<pre>{escape(json.dumps(asdict(settings), indent=1))}</pre>",
         _section("Files", _FILES),
     ]
@@ -587,13 +589,16 @@ def write_report(
     runs,  # list of Run, with facts about their data
     contrasts=None,  # pairs (method, baseline) to compare; None: those of `default_contrasts`
 ):
-    "Write the pictures and report.html beside the records."
+    "Write the pictures, report.html, and mistakes.html if a record has any, beside the records."
     folder = Path(folder)
     drawn = figures(runs) if finished(runs) else {}
     for name, figure in drawn.items():
         write_atomic(folder / f"{name}.png", png_bytes(figure))
     paths = {name: folder / f"{name}.png" for name in (*drawn, "images", "embedding_maps")}
     pictures = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
-    write_atomic(
-        folder / "report.html", html_text(settings, runs, pictures, contrasts, folder / "records")
-    )
+    records = folder / "records"
+    mistakes = mistakes_pictures(records, runs)
+    if mistakes:
+        page = _PAGE.substitute(title="Confident mistakes", body=mistakes_html(mistakes))
+        write_atomic(folder / "mistakes.html", page)
+    write_atomic(folder / "report.html", html_text(settings, runs, pictures, contrasts, records))

@@ -21,6 +21,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from .data import describe_data
+from .mistakes import plot_mistakes
 from .records import Run
 from asymcl.core.settings import (
     END_TO_END,
@@ -41,6 +42,7 @@ from asymcl.metrics import (
     unweighted_accuracy,
 )
 from ..models import encode_all, encoder_width, resnet_encoder, small_encoder
+from ..plots import png_bytes
 from ..pretrained import load_weights, timm_encoder
 
 # %% ../../nbs/api/compare/runs.ipynb #d0df5278
@@ -337,6 +339,7 @@ def run_method(
     settings,  # Settings
     cbs=(),  # further fastai callbacks of stage 1
     about=None,  # facts about the data (default: from `describe_data`)
+    mistakes=False,  # True: draw the most confident mistakes of the first head
 ) -> list[Run]:  # one for each head of the settings
     "Train and evaluate one method with one seed. Raises NonFiniteError if the training diverges."
     settings = replace(
@@ -372,9 +375,18 @@ def run_method(
         seconds = stage_1 + time.perf_counter() - start
         varied = dict(loss=method, head=name) if len(settings.heads) > 1 else {}
         runs.append(_evaluate(head, features, data, facts | dict(seconds=seconds, varied=varied)))
+        if mistakes and name == settings.heads[0]:
+            runs[0].mistakes = _draw_mistakes(encoder, head, data, features_of, settings)
     return runs
 
 # %% ../../nbs/api/compare/runs.ipynb #8dc979b5
+def _draw_mistakes(encoder, head, data, features_of, settings):
+    "Return a PNG of the most confident mistakes of a head, or None without a mistake."
+    features = {split: [x.cpu() for x in features_of(split)] for split in ("train", "valid")}
+    figure = plot_mistakes(encoder, head, data, features, _pixel_stats(encoder, settings))
+    return figure and png_bytes(figure)
+
+
 @torch.no_grad()
 def _evaluate(head, features, data, facts):
     "Return the Run of one head: facts about the run, metrics, and some features."

@@ -264,7 +264,7 @@ def confirm(
     load = data_loader(len(settings.seeds))
     for method, own in values.items():
         fixed = replace(settings, methods=(method,), **own)
-        yield from compare(fixed, on_epoch, folder=folder, load=load)
+        yield from compare(fixed, on_epoch, folder=folder, load=load, mistakes=True)
 
 # %% ../../nbs/api/compare/tune.ipynb #dd86e143
 def write_chosen(

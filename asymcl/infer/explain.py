@@ -150,7 +150,7 @@ def overlay(
     colours = plt.get_cmap("inferno")(0.3 + 0.7 * map.numpy())[..., :3]
     return (255 * ((1 - strength) * grey + strength * colours)).round().astype(np.uint8)
 
-# %% ../../nbs/api/infer/explain.ipynb #4e05d750
+# %% ../../nbs/api/infer/explain.ipynb #f81936f6
 def maps_or_reason(
     model,  # TrainedModel
     images,  # (n, channels, height, width), as for `grad_cam`
@@ -160,10 +160,10 @@ def maps_or_reason(
         return grad_cam(model, images), None
     except ImportError as error:
         return None, str(error)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a part without a gradient
         return None, f"no Grad-CAM maps: {error}"
 
-# %% ../../nbs/api/infer/explain.ipynb #d47f6d61
+# %% ../../nbs/api/infer/explain.ipynb #9b6320ef
 def _pixels(image):
     "Image (channels, height, width) uint8 as (height, width, 3)"
     return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
@@ -175,7 +175,7 @@ def _name(label, classes, true):
     return ("" if right else "\u2717 ") + classes[label], "#00664b" if right else "#a84300"
 
 
-def _columns(model, image, map, label, training_images, near):
+def _columns(model, image, map, label, near, training_image):
     "Pictures of a row with titles and colours"
     p, neighbours, cosines = near
     predicted = int(p.argmax())
@@ -187,37 +187,40 @@ def _columns(model, image, map, label, training_images, near):
         )
     for j, cosine in zip(neighbours.tolist(), cosines.tolist(), strict=True):
         name, colour = _name(int(model.gallery.labels[j]), model.classes, label)
-        columns.append((_pixels(training_images[j]), f"{name}\ncosine {cosine:.2f}", colour))
+        columns.append((_pixels(training_image(j)), f"{name}\ncosine {cosine:.2f}", colour))
     return columns
 
-# %% ../../nbs/api/infer/explain.ipynb #4df84ec8
+# %% ../../nbs/api/infer/explain.ipynb #ab7ae530
 def plot_explanations(
     model,  # TrainedModel with a gallery
     images,  # (n, channels, height, width) uint8, n >= 1
     labels,  # (n,) int64, true classes
-    training_images,  # (m, channels, height, width) uint8, in the order of the gallery
-    neighbours=3,  # number of nearest training images, 1..m
+    training_image,  # function of a row of the gallery: its image (channels, height, width) uint8
+    neighbours=3,  # number of nearest training images, 1..images of the gallery
 ) -> plt.Figure:  # a row for each image
     """Show images with their probability, their Grad-CAM map and the nearest training images.
 
-    The probability is the calibrated one, if the model has validation images. Raises ValueError for
-    a model without a gallery and for neighbours out of range."""
+    A line below says why the probabilities are not calibrated, or why there are no maps. Raises
+    ValueError for a model without a gallery and for neighbours out of range."""
     features, logits = model.outputs(images)
     p = (logits / model.temperature).softmax(1)
     near = zip(p, *model.nearest(features, neighbours), strict=True)
     maps, reason = maps_or_reason(model, images)
     maps = [None] * len(images) if maps is None else maps
     rows = [
-        _columns(model, image, map, int(label), training_images, found)
+        _columns(model, image, map, int(label), found, training_image)
         for image, map, label, found in zip(images, maps, labels, near, strict=True)
     ]
-    size = 1.7 * len(rows[0]), 1.95 * len(rows)
+    problem = model.calibration_problem
+    notes = [f"the probabilities are not calibrated: {problem}"] if problem else []
+    notes += [reason] if reason else []
+    size = 1.7 * len(rows[0]), 1.95 * len(rows) + 0.15 * len(notes)
     fig, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, squeeze=False)
-    fig.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.4 / size[1], wspace=0.05, hspace=0.35)
+    bottom, top = 0.05 + 0.15 * len(notes), size[1] - 0.4  # inches
+    fig.subplots_adjust(0.01, bottom / size[1], 0.99, top / size[1], wspace=0.05, hspace=0.35)
     for ax, (picture, title, colour) in zip(axes.flat, sum(rows, []), strict=True):
         ax.imshow(picture)
         ax.set_title(title, fontsize=8, color=colour)
         ax.axis("off")
-    if reason:
-        fig.text(0.01, 0.002, reason, fontsize=7, va="bottom")
+    fig.text(0.01, 0.002, "\n".join(notes), fontsize=8, va="bottom")
     return fig
