@@ -368,10 +368,8 @@ def run_method(
     runs = []
     for name in settings.heads:
         start = time.perf_counter()
-        if own_head is not None and name == "cross_entropy":
-            head = own_head
-        else:
-            head = _train_head(name, features_of, width, data, settings)
+        own = own_head is not None and name == "cross_entropy"
+        head = own_head if own else _train_head(name, features_of, width, data, settings)
         seconds = stage_1 + time.perf_counter() - start
         varied = dict(loss=method, head=name) if len(settings.heads) > 1 else {}
         runs.append(_evaluate(head, features, data, facts | dict(seconds=seconds, varied=varied)))
