@@ -234,9 +234,9 @@ def plot_confusion(
     return fig
 
 # %% ../nbs/api/plots.ipynb #7d80f96d
-def _cut_interval(values, metric):
+def _cut_interval(values, metric, overlap=0.0):
     "Mean and ends of its interval, in the range of a known metric; NaN for few seeds"
-    mean, low, high = mean_interval(values)
+    mean, low, high = mean_interval(values, overlap=overlap)
     if len(values) < INTERVAL_SEEDS:
         return mean, np.nan, np.nan
     if metric in METRIC_NAMES:
@@ -266,10 +266,10 @@ def _draw_row(ax, row, seeds, interval, style, face, below=0.25):
     )
 
 # %% ../nbs/api/plots.ipynb #30b87007
-def _draw_method(ax, metric, runs, row, value, marks):
+def _draw_method(ax, metric, runs, row, value, marks, overlap):
     "Draw the runs of a method in its row; those of one of several marks at a line of the row"
     scores = runs[metric].to_numpy(float)
-    interval = _cut_interval(scores, metric)
+    interval = _cut_interval(scores, metric, overlap)
     if value:
         number = marks.index(*value)
         style = series_style(number)
@@ -284,12 +284,12 @@ def _draw_method(ax, metric, runs, row, value, marks):
         ax.annotate(f"{interval[0]:.3f}", (interval[0], row), fontsize=8, **place)
 
 
-def _note(sizes, width):
+def _note(sizes, width, overlap):
     "Explain dots, marks and bars for these numbers of seeds, in lines for a width in inches"
     seeds = " or ".join(str(n) for n in sorted(set(sizes)))
     note = f"dot: a seed; mark: mean of {seeds} seeds"
     if sizes.max() >= INTERVAL_SEEDS:
-        note += "; bar: its 95% Student t interval"
+        note += f"; bar: its 95% {'corrected' if overlap else 'Student'} t interval"
     if seeds == "1":
         note = "dot and mark: the only seed"
     return fill(note, int(14 * width))
@@ -299,6 +299,7 @@ def plot_comparison(
     records,  # dicts or DataFrame with "method", "seed" and the metrics, one record per run
     metrics=("weighted_accuracy", "unweighted_accuracy", "roc_auc"),  # keys, one panel each
     by=None,  # column with values that share the row of a method; None: one mark in each row
+    overlap=0.0,  # test images over the others, of folds, as in `mean_interval`
 ) -> plt.Figure:  # one panel for each metric
     """Draw every seed, the mean, and from four seeds on its 95% Student t interval.
 
@@ -312,11 +313,12 @@ def plot_comparison(
     fig, axes = _metric_panels(metrics, max(0.5, 0.22 * len(marks)) * len(methods) + 1.2)
     for k, (ax, metric) in enumerate(zip(axes, metrics, strict=True)):
         for names, runs in frame.groupby(keys, sort=False):
-            _draw_method(ax, metric, runs, methods.index(names[0]), names[1:], marks)
+            _draw_method(ax, metric, runs, methods.index(names[0]), names[1:], marks, overlap)
         _name_rows(ax, k, methods)
         ax.set_xlabel(_label(metric))
         _limit_ticks(ax, ax.xaxis)
-    fig.suptitle(_note(frame.groupby(keys).size(), fig.get_figwidth()), fontsize=9)
+    note = _note(frame.groupby(keys).size(), fig.get_figwidth(), overlap)
+    fig.suptitle(note, fontsize=9)
     if by:
         shared_legend(fig, "outside lower center", columns=3)
     return fig
@@ -349,6 +351,7 @@ def plot_over(
     x,  # name of the setting
     xlabel,  # what it is, with its unit
     metrics=("weighted_accuracy", "unweighted_accuracy", "roc_auc"),  # keys, one panel each
+    overlap=0.0,  # test images over the others, of folds, as in `mean_interval`
 ) -> plt.Figure:  # one panel for each metric
     """Draw the mean and 95% Student t interval of each method against a setting.
 
@@ -360,7 +363,7 @@ def plot_over(
     for ax, metric in zip(axes, metrics, strict=True):
         for i, (method, of_method) in enumerate(methods):
             scores = of_method.groupby(x)[metric]
-            intervals = [_cut_interval(values, metric) for _, values in scores]
+            intervals = [_cut_interval(values, metric, overlap) for _, values in scores]
             means, lows, highs = np.transpose(intervals)
             shift = 0.06 * (i - (len(methods) - 1) / 2)
             ax.errorbar(

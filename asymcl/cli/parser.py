@@ -108,7 +108,8 @@ _READERS = dict(
 _HELP = dict(
     proportions="shares of the classes in the training set, as 98:2 "
     "(default: 90:10 for fashion_mnist; elsewhere as they are)",
-    seeds="number of seeds, as 3, or a list of seeds, as 5,7 (default: 2)",
+    seeds="number of seeds, as 3, or a list of seeds, as 5,7 "
+    "(default: 2; with --folds one for each fold)",
     cache_limit="size limit of the cache folder in GiB (default: 10)",
 )
 

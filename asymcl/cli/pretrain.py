@@ -41,7 +41,7 @@ from asymcl.core.settings import (
 def _add_data(parser):
     "Add the options of the data"
     classes = "names of the classes (default: all; of the bundled sample T-shirt/top and Shirt)"
-    unused = ("proportions", "long_tail_ratio", "train_total", "reading")
+    unused = ("proportions", "long_tail_ratio", "train_total", "folds", "reading")
     defaults = vars(DataSettings()) | vars(Reading())
     texts = dict(classes=classes)
     add_settings(parser, "data", DataSettings, defaults, without=unused, texts=texts)

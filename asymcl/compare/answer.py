@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .folds import fold_overlap
 from ..metrics import METRIC_NAMES, rarest_class
 from ..statistics import INTERVAL_SEEDS, compare_methods, seeds_needed
 
@@ -58,7 +59,7 @@ def difference_table(
     complete = len(table) == table["method"].nunique() * table["seed"].nunique()
     if not (metrics and complete):
         return pd.DataFrame()
-    return compare_methods(table, metrics, contrasts=pairs)
+    return compare_methods(table, metrics, contrasts=pairs, overlap=fold_overlap(runs))
 
 # %% ../../nbs/api/compare/answer.ipynb #419090da
 def _gains(runs, head, metric):
@@ -160,6 +161,8 @@ def _not_distinguished(table, head):
     largest = open_rows.iloc[0]
     if largest["seeds"] < INTERVAL_SEEDS:
         return text
+    if largest["p_floor"] == 0:  # folds, whose repeats bring no new images
+        return f"{text}. More repeats of the folds show little more; more images would"
     seeds = seeds_to_detect(largest["differences"])
     needed = "more than 1000" if seeds is None else f"about {max(seeds, seeds_needed())}"
     return f"{text}. To detect the first with 80% power, one comparison needs {needed} seeds"
@@ -204,7 +207,7 @@ def _limits(runs):
     index = rarest_class(about["counts"]["train"])
     rare = about["classes"][index]
     recall = mean(run.metrics[f"recall_{rare}"] for run in runs)
-    images = about["counts"]["test"][index]
+    images = about["counts"]["test"][index] * (about.get("folds") or 1)
     half = 196 * (recall * (1 - recall) / images) ** 0.5
     test, train = (_share(about["counts"][split], index) for split in ("test", "train"))
     prevalence = "" if test == train else f" ({rare}: {test} of the test, {train} of the training)"

@@ -35,7 +35,7 @@ def _own_images(settings, seed):
     options = {name: getattr(settings.reading, name) for name in READS[settings.data]}
     if settings.classes is not None and (settings.classes != "all" or settings.data == "isic2018"):
         options["classes"] = settings.classes
-    data = kinds[settings.data](settings.source, seed=seed, **options)
+    data = kinds[settings.data](settings.source, seed=seed, folds=settings.folds, **options)
     if not (settings.proportions or settings.long_tail_ratio or settings.train_total):
         return data
     proportions = settings.proportions
@@ -90,13 +90,15 @@ def data_settings(
 # %% ../../nbs/api/compare/data.ipynb #163446cb
 def describe_data(
     data,  # ImageData
-) -> dict:  # name, classes, counts of each split, skipped rows, fingerprint
+) -> dict:  # name, classes, counts of each split, skipped rows, folds, fingerprint
     "Describe the data of one seed, for JSON."
     return dict(
         name=data.name,
         classes=list(data.classes),
         counts={split: data.counts(split).tolist() for split in data.splits},
         skipped=[] if data.skipped is None else data.skipped.to_dict("records"),
+        drawn_test=data.drawn_test,
+        folds=data.folds,
         fingerprint=data.fingerprint(),
     )
 

@@ -279,7 +279,7 @@ def _warn_of_seen_images(self: Comparison, job, data):
         return
     seeds = {one.seeds[0] for one in self.jobs}
     remedy = "give images with given splits"
-    if about["classes"] != ["unlabelled"]:
+    if about["classes"] != ["unlabelled"] and job.folds is None:
         seeds -= {about["seed"]}
         remedy = f"give --seeds {about['seed']}, (with the comma) or images with given splits"
     if seeds:
@@ -299,7 +299,7 @@ def check(self: Comparison):
     for job in reversed(self.jobs):  # the data of the first seed stay in memory
         if self.recorded(job):
             continue
-        chosen = job.batch_size is not None or job.sampler_alpha is not None
+        chosen = job.batch_size is not None or job.sampler_alpha is not None or job.folds
         if job not in first_jobs and not (chosen and job.data != "fashion_mnist"):
             continue
         data, about = self.load(job)

@@ -75,6 +75,8 @@ def job_key(
     fields = asdict(job)
     for name in ("cache", "cache_limit"):
         del fields["reading"][name]
+    if job.folds is None:
+        del fields["folds"]
     if job.data != "fashion_mnist":
         fields["source"] = os.path.abspath(os.path.expanduser(job.source))
     if fields.get("weights") is not None:
@@ -181,7 +183,7 @@ def write_record(
     write_atomic(folder / f"{key}.json", text)
 
 # %% ../../nbs/api/compare/records.ipynb #28548ad7
-_ABOUT = ("name", "classes", "counts", "skipped", "fingerprint", "state")
+_ABOUT = ("name", "classes", "counts", "skipped", "drawn_test", "folds", "fingerprint", "state")
 
 # %% ../../nbs/api/compare/records.ipynb #e9f13916
 def read_record(

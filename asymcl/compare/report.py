@@ -24,6 +24,7 @@ from fastai.torch_core import default_device
 
 from .answer import answer, difference_table, main_head
 from .experiment import used_value
+from .folds import CHOICE_NOTE, choices, fold_lines, fold_overlap, nested_choice
 from .mistakes import mistakes_html, mistakes_pictures
 from asymcl.compare.records import (
     plain_json,
@@ -67,9 +68,10 @@ TABLE_NOTE = (
 def summary_cell(
     values,  # one number per seed, from 0 to 1 with the usual scale
     scale=100,  # factor of the shown numbers, and their maximum
+    overlap=0.0,  # as from `fold_overlap`
 ) -> str:
     "Format the mean with the range of two or three seeds, or with the interval of more."
-    mean, low, high = (scale * value for value in mean_interval(values))
+    mean, low, high = (scale * value for value in mean_interval(values, overlap=overlap))
     if len(values) == 1 or math.isnan(mean):
         return f"{mean:.1f}"
     if len(values) < INTERVAL_SEEDS:
@@ -98,7 +100,8 @@ def summary_table(
         done = finished(of_method)
         row = dict(regime=of_method[0].regime) if pretrained else {}
         for key, name in columns.items():
-            row[name] = summary_cell([run.metrics[key] for run in done]) if done else "-"
+            scores = [run.metrics[key] for run in done]
+            row[name] = summary_cell(scores, overlap=fold_overlap(runs)) if done else "-"
         row["seconds"] = f"{sum(run.seconds for run in of_method) / len(of_method):.1f}"
         if len(done) < len(of_method):
             method += f" ({len(of_method) - len(done)} of {len(of_method)} diverged)"
@@ -312,7 +315,7 @@ def _compared(runs):
     "Draw the metrics of all methods, with their heads as marks in one row"
     records = [_without_head(run).record() for run in runs]
     several = len({record.get("head") for record in records}) > 1
-    return plot_comparison(records, by="head" if several else None)
+    return plot_comparison(records, by="head" if several else None, overlap=fold_overlap(runs))
 
 
 def _stage_1(runs):
@@ -353,7 +356,8 @@ def _over_settings(runs):
         for record in records:
             rare = float(record["proportions"].split(":")[-1])
             shown.append(record | dict(rare=rare, method=record["loss"]))
-        return dict(over_proportions=plot_over(shown, "rare", "last class (% of training images)"))
+        label = "last class (% of training images)"
+        return dict(over_proportions=plot_over(shown, "rare", label, overlap=fold_overlap(runs)))
     return {}
 
 # %% ../../nbs/api/compare/report.ipynb #fbaa2a91
@@ -371,7 +375,7 @@ def _structure(runs):
     ]
     if not shown:
         return {}
-    figure = plot_comparison(shown, metrics)
+    figure = plot_comparison(shown, metrics, overlap=fold_overlap(runs))
     chance = (counts["test"][index] - 1) / (sum(counts["test"]) - 1)
     figure.axes[0].axvline(chance, color="black", linestyle=":", linewidth=1)
     return dict(structure=figure)
@@ -477,7 +481,7 @@ def interval_table(
         name = METRIC_NAMES[metric]
         for method in dict.fromkeys(run.method for run in runs):
             scores = [100 * run.metrics[metric] for run in runs if run.method == method]
-            mean, *ends = mean_interval(scores)
+            mean, *ends = mean_interval(scores, overlap=fold_overlap(runs))
             ends = ends if len(scores) >= INTERVAL_SEEDS else none
             shown = f"{mean:.1f}", _ends(*ends), _ends(*images.get((method, "", metric), none)), ""
             rows[f"{method}, {name}"] = shown
@@ -525,6 +529,15 @@ def _mistakes(runs, records):
     )
 
 
+def _chosen(runs):
+    "Return the table of the settings chosen on validation images as HTML, or nothing."
+    chosen = nested_choice(runs)
+    if not chosen:
+        return ""
+    section = _section("Chosen settings", [CHOICE_NOTE, *choices(chosen)])
+    return f"{section}\n{summary_table(chosen).to_html(border=0)}"
+
+
 def _picture(name, png):
     "Return title, description and embedded picture as HTML."
     title, text = _CAPTIONS[name]
@@ -548,8 +561,9 @@ def html_text(
     shown = {name: _picture(name, pictures[name]) for name in _CAPTIONS if name in pictures}
     parts = [
         _answer(runs, contrasts),
-        _section("Results", [TABLE_NOTE, weights_sentence(settings, runs)]),
+        _section("Results", [TABLE_NOTE, weights_sentence(settings, runs), *fold_lines(runs)]),
         summary_table(runs).to_html(border=0),
+        _chosen(runs),
         _section("Diverged", diverged),
         shown.pop("comparison", ""),
         _section("Differences", differences(runs, contrasts)),

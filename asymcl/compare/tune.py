@@ -188,6 +188,7 @@ def search(
     """Search the settings of one method on the validation split.
 
     Raises ArgumentError for invalid settings, and RuntimeError without Optuna."""
+    settings = resolved(settings)
     if trials < 1:
         raise ArgumentError("trials", f"must be at least 1, got {trials}")
     names = tried(method)
@@ -260,6 +261,7 @@ def confirm(
     on_epoch=None,  # function as for `compare`
 ):  # iterator of Run
     "Run every method with its chosen settings on new seeds. Raises ArgumentError for others."
+    settings = resolved(settings)
     check_fresh(settings.seeds, searched)
     load = data_loader(len(settings.seeds))
     for method, own in values.items():
@@ -275,7 +277,7 @@ def write_chosen(
     "Write chosen.json."
     content = dict(
         chosen=best,
-        seeds=list(settings.seeds),
+        seeds=list(resolved(settings).seeds),
         space=SPACE,
         score="balanced accuracy on the validation split, mean over seeds",
     )

@@ -63,6 +63,10 @@ class DataSettings:
     # ratio of the largest to the smallest class of an exponential long tail, instead of proportions
     long_tail_ratio: float | None = None
     train_total: int | None = None  # number of training images (default: all that fit)
+    # number of folds of a cross-validation that keeps groups together, where splits are drawn:
+    # as many seeds as folds test each image once, as many again are a repeat
+    # (default: no folds, each seed draws a split)
+    folds: int | None = None
     reading: Reading = Reading()  # how image files are found and decoded
 
 # %% ../../nbs/api/core/settings.ipynb #fd8d21f3
@@ -72,7 +76,8 @@ class Settings(DataSettings):
 
     # names of the methods (default: CE, CL and AFCL; with weights also frozen, first)
     methods: tuple | None = None
-    seeds: tuple = (0, 1)  # seeds of the data draw and of the training
+    # seeds of the data draw and of the training (default: 0 and 1; with folds one for each fold)
+    seeds: tuple | None = None
     encoder: str = "small"  # encoder of the images
     # weights of the encoder before the training: random, bundled with this package, of ImageNet for
     # a ResNet, published by timm, or read from a file (default: none, random weights)
@@ -131,11 +136,13 @@ def resolved(
     settings,  # Settings or DataSettings
     grid=None,  # dict: a name in VARIED -> values; None: nothing varies
 ):  # the same kind of settings
-    "Fill in the default methods, and the default classes and proportions of Fashion-MNIST"
+    "Fill in the default methods and seeds, and the classes and proportions of Fashion-MNIST"
     if getattr(settings, "methods", ()) is None:
         weights = (grid or {}).get("weights", (settings.weights,))
         frozen = ("frozen",) if any(weights) else ()
         settings = replace(settings, methods=(*frozen, "CE", "CL", "AFCL"))
+    if getattr(settings, "seeds", ()) is None:
+        settings = replace(settings, seeds=tuple(range(settings.folds or 2)))
     if settings.data != "fashion_mnist":
         return settings
     classes = ("T-shirt/top", "Shirt") if settings.classes is None else settings.classes
@@ -289,6 +296,7 @@ RANGES = dict(
     cache_limit=(0, math.inf),
     long_tail_ratio=(1, math.inf),
     train_total=(2, math.inf),
+    folds=(2, math.inf),
     seed=(0, 2**32 - 1),
     seeds=(0, 2**32 - 1),
     gamma=(0, 10**6),
@@ -333,6 +341,9 @@ def _check_combination(settings):
             raise ArgumentError(
                 name, f"must be left out for data {settings.data}; it is for {users}"
             )
+    if settings.data == "fashion_mnist" and settings.folds is not None:
+        problem = "must be left out for fashion_mnist, whose test images are given"
+        raise ArgumentError("folds", f"{problem}, got {settings.folds}")
     shares = settings.proportions
     if shares is not None and (
         len(shares) < 2 or not all(0 < share < math.inf for share in shares)
@@ -359,7 +370,7 @@ def check_weights(
         known = ", ".join(CHOICES["weights"][:-1])
         raise ArgumentError("weights", f"must be {known} or a file, got {weights!r}") from error
 
-
+# %% ../../nbs/api/core/settings.ipynb #6697ba8f
 def _check_pattern(pattern):
     "Raise ArgumentError for a pattern that is no regular expression or has no group"
     try:

@@ -73,6 +73,8 @@ class ImageData:
     skipped: pd.DataFrame = None  # file, row and problem of skipped images; None: no image
     fit: str = "squish"  # "squish", "crop" or "pad": method that resized images that are not square
     drawn_test: bool = False  # whether another seed draws other test images
+    # number K of folds, of which the seed tests number seed % K of division seed // K; None: no folds
+    folds: int = None
 
     def __post_init__(self):
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -124,7 +126,7 @@ def counts(
     split,  # name of a split
 ) -> torch.Tensor:  # (classes,) int64
     "Count the images of each class in a split."
-    return class_counts(self.labels[self._indices(split)], len(self.classes))
+    return torch.bincount(self.labels[self._indices(split)].cpu(), minlength=len(self.classes))
 
 
 @patch

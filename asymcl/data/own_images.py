@@ -31,7 +31,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 # %% ../../nbs/api/data/own_images.ipynb #d0c182a5
-from ..core.checks import check_seed
+from ..core.checks import ArgumentError, check_seed
 from ..core.files import read_regular
 from .datasets import ImageData
 from .imbalance import split_groups
@@ -275,26 +275,61 @@ def _draw_splits(labels, groups, given, shares, seed):
     open_rows = torch.tensor(np.flatnonzero(~given.isin(["valid", "test"])))
     generator = torch.Generator().manual_seed(seed)
     parts = split_groups(labels[open_rows], groups[open_rows], wanted, generator)
-    splits |= {split: open_rows[part] for split, part in zip(drawn, parts, strict=True)}
+    return splits | {split: open_rows[part] for split, part in zip(drawn, parts, strict=True)}
+
+
+def _check_complete(splits, labels, seed):
+    "Raise ValueError for a split without a class."
     for split, rows in splits.items():
         if len(labels[rows].unique()) < len(labels.unique()):
             raise ValueError(
-                f"a class has no image in {split}, because groups have several classes: "
-                f"try another seed than {seed}, or give the splits"
+                f"a class has no image in {split}, because groups are large or have several "
+                f"classes: try another seed than {seed}, or give the splits"
             )
-    return splits
+
+# %% ../../nbs/api/data/own_images.ipynb #e2ad64d8
+def _draw_fold(labels, groups, shares, seed, folds):
+    "Return the indices of each split, with one fold as the test split."
+    repeat, fold = divmod(seed, folds)
+    generator = torch.Generator().manual_seed(repeat)
+    test = split_groups(labels, groups, [1] * folds, generator)[fold]
+    rest = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False)
+    rest = rest.nonzero().flatten()
+    generator = torch.Generator().manual_seed(seed)
+    train, valid = split_groups(labels[rest], groups[rest], shares[:2], generator)
+    return dict(train=rest[train], valid=rest[valid], test=test)
+
+
+def _check_folds(rows, folds):
+    "Raise ArgumentError for given splits, and for fewer groups of a class than folds."
+    if rows.split.isin(["valid", "test"]).any():
+        problem = f"must be left out for images with given splits, got {folds}"
+        raise ArgumentError("folds", problem)
+    groups = rows.groupby("label").group.nunique()
+    if groups.min() < folds:
+        problem = (
+            f"must be at most {groups.min()}, the number of groups of class {groups.idxmin()}, "
+            f"got {folds}"
+        )
+        raise ArgumentError("folds", problem)
 
 # %% ../../nbs/api/data/own_images.ipynb #d02af15a
-def _image_data(rows, images, classes, shares, seed, **about):
+def _image_data(rows, images, classes, shares, seed, folds, **about):
     "Return rows and their images as ImageData."
     labels = torch.tensor(pd.Index(classes, dtype=object).get_indexer(rows.label))
     groups = torch.tensor(pd.factorize(rows.group)[0])
+    if folds is None:
+        splits = _draw_splits(labels, groups, rows.split, shares, seed)
+    else:
+        splits = _draw_fold(labels, groups, shares, seed, folds)
+    _check_complete(splits, labels, seed)
     return ImageData(
         images,
         labels,
         tuple(classes),
-        _draw_splits(labels, groups, rows.split, shares, seed),
+        splits,
         seed=seed,
+        folds=folds,
         groups=groups,
         drawn_test="test" not in set(rows.split),
         **about,
@@ -312,13 +347,15 @@ def _check_table(table, columns, source):
         raise ValueError(f"{source} has no rows")
 
 
-def _check_request(classes, shares, seed):
-    "Raise ValueError for invalid classes, shares or seeds."
+def _check_request(classes, shares, seed, folds):
+    "Raise ValueError for invalid classes, shares, seeds or folds."
     if isinstance(classes, str) or len(set(map(str, classes or ()))) < len(classes or ()):
         raise ValueError(f"classes must be a list of different names, got {classes!r}")
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
         raise ValueError(f"shares must be three numbers > 0, got {shares!r}")
     check_seed(seed)
+    if folds is not None and (type(folds) is not int or folds < 2):
+        raise ArgumentError("folds", f"must be an integer >= 2, got {folds!r}")
 
 
 def _check_on_error(on_error):
@@ -352,7 +389,7 @@ def _report(rows, classes, on_error):
     return problems
 
 # %% ../../nbs/api/data/own_images.ipynb #1897b699
-def _check_rows(rows, classes, decoding):
+def _check_rows(rows, classes, folds, decoding):
     "Decode the files of rows and find all problems; return images and rows."
     if classes is not None:
         rows = _add(rows, _unknown_classes(_good(rows), classes))
@@ -360,6 +397,8 @@ def _check_rows(rows, classes, decoding):
     rows = _add(rows, _class_conflicts(_good(rows)))
     rows = rows.assign(group=_join_groups(_good(rows)).group)
     rows = _add(rows, _leaks(_good(rows)))
+    if folds is not None:
+        _check_folds(_good(rows), folds)
     return images, _add(rows, _small_classes(_good(rows)))
 
 # %% ../../nbs/api/data/own_images.ipynb #9bf7fecb
@@ -374,6 +413,7 @@ def from_dataframe(
     classes=None,  # names of the classes in order; None: all, the largest first
     shares=(0.7, 0.15, 0.15),  # shares of train, valid and test, for splits that are drawn
     seed=0,  # seed of the drawn splits
+    folds=None,  # number of folds; the test split is fold seed % folds. None: shares
     on_error="raise",  # "raise" BadImages for any problem, or "skip" rows with problems and warn
     name="table",  # name of the data set
     source="a DataFrame",  # origin of the data set
@@ -382,16 +422,16 @@ def from_dataframe(
     """Load the image files that a table lists.
 
     Raises BadImages with all problems of files and rows, ValueError for a missing column, an empty
-    table, or fewer than two classes."""
+    table, or fewer than two classes, ArgumentError for folds that are impossible."""
     _check_on_error(on_error)
-    _check_request(classes, shares, seed)
+    _check_request(classes, shares, seed, folds)
     optional = dict(group=group_column, split=split_column)
     columns = dict(file=path_column, label=label_column)
     columns |= {name: column for name, column in optional.items() if column is not None}
     _check_table(table, columns.values(), source)
     classes = None if classes is None else [str(c) for c in classes]
     rows = _named_rows(table, columns, source, root)
-    images, rows = _check_rows(rows, classes, decoding)
+    images, rows = _check_rows(rows, classes, folds, decoding)
     skipped = _report(rows, classes, on_error)
     good = _good(rows)
     found = set(good.label)
@@ -403,7 +443,7 @@ def from_dataframe(
         images = load_images(good.file, **decoding).images
     about = dict(name=name, source=source, skipped=skipped, fit=decoding.get("fit", "squish"))
     about["files"] = tuple(map(str, good.file))
-    return _image_data(good, images, names, shares, seed, **about)
+    return _image_data(good, images, names, shares, seed, folds, **about)
 
 # %% ../../nbs/api/data/own_images.ipynb #13fe6e80
 def read_table(
@@ -661,14 +701,15 @@ def from_arrays(
     splits=None,  # "train", "valid" or "test" for each image; missing ones are drawn from train
     shares=(0.7, 0.15, 0.15),  # shares of train, valid and test, for splits that are drawn
     seed=0,  # seed of the drawn splits
+    folds=None,  # number of folds; the test split is fold seed % folds. None: shares
     name="arrays",  # name of the data set
     source="memory",  # origin of the data set
 ) -> ImageData:
     """Use images in memory: bytes, or floats in 0..1. Equal images share a split that is drawn.
 
     Raises ValueError or TypeError for invalid shapes, types, labels and splits, and for a class
-    with too few groups."""
-    _check_request(classes, shares, seed)
+    with too few groups; ArgumentError for folds that are impossible."""
+    _check_request(classes, shares, seed, folds)
     images = _byte_images(images)
     table = dict(label=labels, group=groups, split=splits)
     table = {name: values for name, values in table.items() if values is not None}
@@ -680,12 +721,14 @@ def from_arrays(
     chosen, names = _chosen_classes(rows.label, classes, class_names)
     rows["picture"] = _pictures(images)
     rows = _join_copies(rows[rows.label.isin(chosen)])
+    if folds is not None:
+        _check_folds(rows, folds)
     for problem in _small_classes(rows).values():
         raise ValueError(f"images cannot be split: {problem}")
     if len(rows) < len(images):
         images = images[torch.tensor(rows.index)]
     rows = rows.assign(label=rows.label.map(dict(zip(chosen, names, strict=True))))
-    return _image_data(rows, images, names, shares, seed, name=name, source=source)
+    return _image_data(rows, images, names, shares, seed, folds, name=name, source=source)
 
 # %% ../../nbs/api/data/own_images.ipynb #36cff257
 _MAX_NPZ = 2**35  # size limit of an unpacked .npz in bytes; the largest MedMNIST file has 34 GB
