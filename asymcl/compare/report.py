@@ -203,7 +203,8 @@ def advice(
     "Give advice on the class counts of the data with the rarest class, and on the method frozen."
     about = min(abouts, key=lambda about: min(about["counts"]["train"]))
     batch_size = batch_size_of(settings, sum(about["counts"]["train"]))
-    lines = advice_on_counts(about["counts"], about["classes"], batch_size)
+    facts = about["counts"], about["classes"], batch_size
+    lines = advice_on_counts(*facts, folds=about.get("folds"), drawn=bool(about.get("drawn_test")))
     if settings.weights is not None and "frozen" not in resolved(settings).methods:
         lines.append("add frozen to --methods to see what the weights bring without training")
     return lines

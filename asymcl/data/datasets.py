@@ -172,7 +172,8 @@ def advice(
 ) -> str:  # lines
     "Say what the class counts mean for training and evaluation."
     batch_size = self.default_batch_size() if batch_size is None else batch_size
-    return "\n".join(advice_on_counts(self._all_counts(), self.classes, batch_size))
+    facts = self._all_counts(), self.classes, batch_size
+    return "\n".join(advice_on_counts(*facts, folds=self.folds, drawn=self.drawn_test))
 
 
 @patch

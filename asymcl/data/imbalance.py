@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/data/imbalance.html.md"""
 
 # %% auto #0
 __all__ = ['class_counts', 'proportional_counts', 'long_tail_counts', 'draw_indices', 'split_groups', 'chance_of_fewer',
-           'advice_on_counts', 'BalancedSampler']
+           'recall_margin', 'smallest_difference', 'advice_on_counts', 'BalancedSampler']
 
 # %% ../../nbs/api/data/imbalance.ipynb #4270722d
 import math
@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from scipy.stats import hypergeom
+from scipy.stats import binomtest, hypergeom
 from sklearn.metrics.cluster import contingency_matrix
 from torch.utils.data import Sampler
 
@@ -191,11 +191,66 @@ def chance_of_fewer(
         )
     return float(hypergeom.cdf(at_least - 1, total, count, batch_size))
 
+# %% ../../nbs/api/data/imbalance.ipynb #b4f82a85
+def recall_margin(
+    images,  # number of test images of a class, >= 1
+) -> float:  # 0..1
+    "Compute half the width of the exact 95% interval of a recall of one half."
+    found = binomtest(images // 2, images).proportion_ci()
+    return (found.high - found.low) / 2
+
+# %% ../../nbs/api/data/imbalance.ipynb #3cbe8a11
+def smallest_difference(
+    images,  # number of test images of a class, >= 1
+) -> float:  # in (0, 1]; NaN for fewer than six images, which show none
+    "Compute the smallest difference of two recalls that an exact McNemar test can find."
+    return 6 / images if images >= 6 else math.nan
+
+# %% ../../nbs/api/data/imbalance.ipynb #ece88703
+def _few_test_images(name, n, total, folds, drawn):
+    "Say what few test images of a class show, and what helps; nothing for many."
+    where = f"test has {n} image{'s' * (n != 1)} of {name}"
+    if folds:
+        n *= folds
+        where += f", about {n} in {folds} folds"
+    if n >= 60:
+        return []
+    limit = (
+        f"differences below {100 * smallest_difference(n):.0f} points" if n >= 6 else "differences"
+    )
+    remedy = "more images would help"
+    if drawn and not folds:
+        remedy = f"--folds 5 tests each of the {total} images of {name}"
+    return [
+        f"{where}: a recall of 50% has a 95% interval of ±{100 * recall_margin(n):.0f} points, and "
+        f"{limit} between methods cannot be significant; {remedy}"
+    ]
+
+
+def _few_images(counts, classes, folds, drawn):
+    "Say for which classes validation or test images are few."
+    advice = []
+    totals = np.sum(list(counts.values()), axis=0).tolist()
+    for split in [name for name in counts if name != "train"]:
+        for name, n, total in zip(classes, counts[split], totals, strict=True):
+            if not n:
+                advice.append(f"{split} has 0 images of {name}: its recall is unknown")
+            elif split == "test":
+                advice += _few_test_images(name, n, total, folds, drawn)
+            elif n < 30:
+                images = f"{n} image{'s' * (n != 1)}"
+                advice.append(
+                    f"{split} has {images} of {name}: each is {100 / n:.3g} points of that recall"
+                )
+    return advice
+
 # %% ../../nbs/api/data/imbalance.ipynb #b45e5975
 def advice_on_counts(
     counts,  # dict: split -> (classes,) images of each class; with a split "train"
     classes,  # (classes,) names
     batch_size,  # images of a batch
+    folds=None,  # number of folds that share out the test images; None: one split
+    drawn=False,  # whether the test split is drawn, so that folds are possible
 ) -> list[str]:  # sentences
     "Say what the class counts mean for training and evaluation."
     total = sum(counts["train"])
@@ -222,14 +277,7 @@ def advice_on_counts(
             f"every class has two images or more in 95% of batches of {batch_size}: "
             "plain shuffling will do"
         )
-    for split, of_split in counts.items():
-        for name, n in zip(classes, of_split, strict=True):
-            weight = (
-                f"each is {100 / n:.3g} points of that recall" if n else "its recall is unknown"
-            )
-            if split != "train" and n < 30:
-                advice.append(f"{split} has {n} image{'s' * (n != 1)} of {name}: {weight}")
-    return advice
+    return advice + _few_images(counts, classes, folds, drawn)
 
 # %% ../../nbs/api/data/imbalance.ipynb #299c1849
 def _batch_quotas(counts, batch_size, alpha, at_least):
