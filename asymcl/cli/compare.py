@@ -241,7 +241,7 @@ def _run(settings, grid, folder, kept, pairs):
     "Run the comparison with a progress bar, and write its results"
     from fastprogress.fastprogress import progress_bar
 
-    from asymcl.compare import report
+    from asymcl.compare import label_audit, report
     from asymcl.core.files import write_atomic
 
     comparison = _comparison(settings, grid, folder, pairs)
@@ -266,7 +266,9 @@ def _run(settings, grid, folder, kept, pairs):
         for run in comparison.run_jobs(on_epoch):
             runs.append(run)
             if not (folder / "images.png").is_file():
-                report.write_examples(folder, comparison.load(jobs[0])[0])
+                data, _ = comparison.load(jobs[0])
+                label_audit.write_audit(folder, jobs, data)
+                report.write_examples(folder, data)
             epochs = max(epochs, len(runs) // len(settings.heads) * settings.epochs)
             write_atomic(folder / "comparison.json", described)
             report.write_records(folder, settings, runs)
@@ -407,7 +409,7 @@ def _tune(options, settings, folder, kept):
     "Search the settings of every method, compare the chosen ones, and write the report"
     import pandas as pd
 
-    from asymcl.compare import report, tune
+    from asymcl.compare import label_audit, report, tune
     from asymcl.compare.data import load_data
     from asymcl.core.files import write_atomic
 
@@ -434,7 +436,9 @@ def _tune(options, settings, folder, kept):
     print("\n" + table.to_string(float_format="{:.3g}".format, na_rep=""))
     runs = list(tune.confirm(values, settings, folder / "records", options.search_seeds))
     report.write_records(folder, settings, runs)
-    report.write_examples(folder, load_data(settings, settings.seeds[0]))
+    data = load_data(settings, settings.seeds[0])
+    label_audit.write_audit(folder, [settings], data)
+    report.write_examples(folder, data)
     _finish(folder, settings, runs)
     _check_finished(runs)
 

@@ -25,6 +25,7 @@ from fastai.torch_core import default_device
 from .answer import answer, difference_table, main_head
 from .experiment import used_value
 from .folds import CHOICE_NOTE, choices, fold_lines, fold_overlap, nested_choice
+from .label_audit import audit_html
 from .mistakes import mistakes_html, mistakes_pictures
 from asymcl.compare.records import (
     plain_json,
@@ -573,6 +574,7 @@ def html_text(
         _section("Advice", advice(settings, [run.data for run in runs])),
         *shown.values(),
         _mistakes(runs, records),
+        "" if records is None else audit_html(Path(records).parent),
         f"<h2>Settings</h2>\n<pre>{escape(json.dumps(asdict(settings), indent=1))}</pre>",
         _section("Files", _FILES),
     ]

@@ -78,6 +78,10 @@ def test_first_command_leaves_a_folder_of_results(first_run):
         "curves.png",
         "embedding_maps.png",
         "confusion.png",
+        "label_audit.csv",
+        "label_audit.png",
+        "near_duplicates.csv",
+        "near_duplicates.png",
         "comparison.png",
     } <= names
     assert str(folder.relative_to(where) / "report.html") in done.stdout
