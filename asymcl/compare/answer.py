@@ -87,9 +87,9 @@ def _first_change(runs):
     if best == "cross_entropy":
         return "not the head: none beats plain cross-entropy in balanced accuracy on validation"
     rare = runs[0].data["classes"][rarest_class(runs[0].data["counts"]["train"])]
-    metrics = {f"recall_{rare}": f"recall of {rare}"}
+    metrics = {f"recall_{rare}": f"the recall of {rare}"}
     metrics |= dict(unweighted_accuracy="balanced accuracy", weighted_accuracy="accuracy")
-    texts = [f"{text} {mean(_gains(runs, best, key)):+.1f}" for key, text in metrics.items()]
+    texts = [f"{text} by {mean(_gains(runs, best, key)):+.1f}" for key, text in metrics.items()]
     gains = _gains(runs, best, "unweighted_accuracy")
     above = sum(gain > 0 for gain in gains)
     return (
