@@ -27,6 +27,7 @@ from .experiment import used_value
 from .folds import CHOICE_NOTE, choices, fold_lines, fold_overlap, nested_choice
 from .label_audit import audit_html
 from .mistakes import mistakes_html, mistakes_pictures
+from .operating import operating_html
 from asymcl.compare.records import (
     plain_json,
     predictions_path,
@@ -422,6 +423,7 @@ $body
 """)
 _FILES = (
     "results.csv: one row per run; its column record names the files of the run",
+    "operating_points.csv: thresholds of each run, and what they do on its test images",
     "records/RECORD.json: settings, versions and results of one run",
     "records/RECORD.predictions.csv: split, class and probabilities of every validation and test "
     "image in that run",
@@ -553,6 +555,7 @@ def html_text(
     pictures,  # dict: name of a figure -> PNG bytes
     contrasts=None,  # pairs (method, baseline); None: those of `default_contrasts`
     records=None,  # folder of the records; None: no intervals over test images
+    sections=(),  # further sections as HTML
 ) -> str:
     "Return the report as one page that loads nothing."
     data = seed_lines(runs)
@@ -570,6 +573,7 @@ def html_text(
         shown.pop("comparison", ""),
         _section("Differences", differences(runs, contrasts)),
         _intervals(runs, contrasts, records),
+        *sections,
         _section("Data", data),
         _section("Advice", advice(settings, [run.data for run in runs])),
         *shown.values(),
@@ -618,4 +622,6 @@ def write_report(
     if mistakes:
         page = _PAGE.substitute(title="Confident mistakes", body=mistakes_html(mistakes))
         write_atomic(folder / "mistakes.html", page)
-    write_atomic(folder / "report.html", html_text(settings, runs, pictures, contrasts, records))
+    sections = [operating_html(folder, finished(runs))]
+    page = html_text(settings, runs, pictures, contrasts, records, sections)
+    write_atomic(folder / "report.html", page)
