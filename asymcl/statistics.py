@@ -6,8 +6,8 @@ Docs: https://asymcl.github.io/asymcl/api/statistics.html.md"""
 
 # %% auto #0
 __all__ = ['INTERVAL_SEEDS', 'RESAMPLED', 'mean_interval', 'paired_differences', 'permutation_test', 'smallest_p', 'seeds_needed',
-           'holm', 'corrected_t_test', 'compare_methods', 'excludes_zero', 'sentence', 'sentences', 'Predictions',
-           'resampled_scores', 'image_intervals']
+           'holm', 'corrected_t_test', 'compare_methods', 'excludes_zero', 'summary_cell', 'sentence', 'sentences',
+           'Predictions', 'resampled_scores', 'image_intervals']
 
 # %% ../nbs/api/statistics.ipynb #67f781a7
 from itertools import count
@@ -274,6 +274,21 @@ def excludes_zero(
 
 # %% ../nbs/api/statistics.ipynb #66d5c3d5
 INTERVAL_SEEDS = 4  # smallest number of seeds for which a report shows a confidence interval
+
+# %% ../nbs/api/statistics.ipynb #d7c0e002
+def summary_cell(
+    values,  # one number per seed, from 0 to 1 with the usual scale
+    scale=100,  # factor of the shown numbers
+    overlap=0.0,  # as for `mean_interval`
+    most=1,  # largest possible number
+) -> str:
+    "Format the mean with the range of two or three seeds, or with the interval of more."
+    mean, low, high = (scale * value for value in mean_interval(values, overlap=overlap))
+    if len(values) == 1 or np.isnan(mean):
+        return f"{mean:.1f}"
+    if len(values) < INTERVAL_SEEDS:
+        return f"{mean:.1f} ({scale * min(values):.1f}-{scale * max(values):.1f})"
+    return f"{mean:.1f} [{max(low, 0):.1f}-{min(high, scale * most):.1f}]"
 
 # %% ../nbs/api/statistics.ipynb #cc510f0d
 def _floor_text(row):

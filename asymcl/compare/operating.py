@@ -8,7 +8,7 @@ Docs: https://asymcl.github.io/asymcl/api/compare/operating.html.md"""
 __all__ = ['MOST_METHODS', 'RECALL', 'COST_RATIO', 'GRID', 'THRESHOLDS', 'Scored', 'chosen_methods', 'read_scores', 'rare_share',
            'operating_points', 'operating_table', 'curves', 'operating_figures', 'operating_html']
 
-# %% ../../nbs/api/compare/operating.ipynb #9f24f24d
+# %% ../../nbs/api/compare/operating.ipynb #398ae21d
 import base64
 from html import escape
 from pathlib import Path
@@ -20,6 +20,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from .answer import main_head
+from .folds import fold_overlap
 from .records import predictions_path, read_predictions
 from ..core.checks import ArgumentError
 from ..core.files import write_atomic
@@ -36,7 +37,7 @@ from asymcl.decisions import (
 )
 from ..metrics import rarest_class
 from ..plots import PALETTE, png_bytes
-from ..statistics import INTERVAL_SEEDS, mean_interval
+from ..statistics import summary_cell
 
 # %% ../../nbs/api/compare/operating.ipynb #b36f804a
 MOST_METHODS = 5  # number of methods in the figures and the table
@@ -149,37 +150,28 @@ def operating_points(
             )
     return pd.DataFrame(rows)
 
-# %% ../../nbs/api/compare/operating.ipynb #2945d052
-def _cell(values, most):
-    "Format the mean with the range of two or three seeds, or the interval of more"
-    values = 100 * np.asarray(values, float)
-    mean, low, high = mean_interval(values)
-    if np.isnan(mean):
-        return "-"
-    if len(values) == 1:
-        return f"{mean:.1f}"
-    if len(values) < INTERVAL_SEEDS:
-        return f"{mean:.1f} ({values.min():.1f}-{values.max():.1f})"
-    return f"{mean:.1f} [{max(low, 0):.1f}-{min(high, 100 * most):.1f}]"
-
-
+# %% ../../nbs/api/compare/operating.ipynb #692c5927
 def operating_table(
     points,  # table of `operating_points`
+    overlap=0.0,  # as from `fold_overlap`
 ) -> pd.DataFrame:  # of text, a row for each method and point, and for two policies
     "Summarize recall, false alarms and precision in per cent, and the cost of 100 images."
     columns = dict(recall=1, false_alarms=1, precision=1, cost=np.inf)
     prevalence = points["prevalence"].iloc[0]
     policies = {"treat all": (1.0, 1.0), "treat none": (0.0, 0.0)}
     rows = {
-        f"{method}, {point}": {name: _cell(part[name], most) for name, most in columns.items()}
+        f"{method}, {point}": {
+            name: summary_cell(part[name].to_numpy(), 100, overlap, most)
+            for name, most in columns.items()
+        }
         for (method, point), part in points.groupby(["method", "point"], sort=False)
     }
     for name, pair in policies.items():
         values = (*pair, precision_at(*pair, prevalence))
         values = (*values, expected_cost(*pair, COST_RATIO, prevalence))
-        cells = [_cell([value], np.inf) for value in values]
+        cells = [summary_cell([value]) for value in values]
         rows[name] = dict(zip(columns, cells, strict=True))
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame.from_dict(rows, orient="index").replace("nan", "-")
     return table.rename(columns=dict(false_alarms="false alarms", cost="cost per 100 images"))
 
 # %% ../../nbs/api/compare/operating.ipynb #6a1f615d
@@ -275,7 +267,7 @@ def operating_figures(
     ax.annotate("treat all", (x, height), xytext=(3, 0), textcoords="offset points", fontsize=11)
     return figures
 
-# %% ../../nbs/api/compare/operating.ipynb #fde7702c
+# %% ../../nbs/api/compare/operating.ipynb #5409d827
 def _note(rare, scored, prevalence):
     "Explain how the section was made"
     test_share = np.mean([row.positive.mean() for row in scored])
@@ -311,6 +303,6 @@ def operating_html(
         title = name.replace("_", " ")
         pictures.append(f'<img id="{name}" alt="{title}" style="width:49%" src="{source}">')
     rare = runs[0].data["classes"][rarest_class(runs[0].data["counts"]["train"])]
-    table = operating_table(points).to_html(border=0)
+    table = operating_table(points, fold_overlap(runs)).to_html(border=0)
     note = escape(_note(rare, scored, prevalence))
     return f"<h2>Operating points</h2>\n<p>{note}</p>\n{table}\n<p>{' '.join(pictures)}</p>"
