@@ -27,12 +27,14 @@ setup(
         "onnx": lines("requirements_onnx"),
         "timm": lines("requirements_timm"),
         "explain": lines("requirements_explain"),
+        "hub": lines("requirements_hub"),
         "dev": [
             *lines("requirements_dev"),
             *lines("requirements_tune"),
             *lines("requirements_onnx"),
             *lines("requirements_timm"),
             *lines("requirements_explain"),
+            *lines("requirements_hub"),
         ],
     },
     entry_points={

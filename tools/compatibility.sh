@@ -24,7 +24,7 @@ from configparser import ConfigParser
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 if sys.argv[1] == "oldest":
-    extras = "tune", "onnx", "timm", "explain"
+    extras = "tune", "onnx", "timm", "explain", "hub"
     for key in ("requirements", *(f"requirements_{name}" for name in extras)):
         for requirement in config["DEFAULT"][key].split():
             name, bound = requirement.split(">=")  # an error where there is no lower bound
@@ -34,7 +34,7 @@ PYTHON
 # Not the extra `dev`: its nbdev needs a newer fastcore than the oldest fastai admits. These are what the tests below use;
 # setuptools, since a test builds the wheel and the one of a new environment is too old for pyproject.toml.
 tools="build hypothesis jupyter onnxruntime pytest pytest-xdist pytorch-metric-learning setuptools"
-python -m pip install --quiet --upgrade --constraint "$folder/constraints.txt" '.[tune,onnx,timm,explain]' $tools
+python -m pip install --quiet --upgrade --constraint "$folder/constraints.txt" '.[tune,onnx,timm,explain,hub]' $tools
 python --version
 python -m pip list
 python -m pip check
@@ -64,7 +64,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 which, total, failed = sys.argv[1], int(sys.argv[2]), [command.split()[-1] for command in sys.argv[3:]]
-names = "torch torchvision fastai scikit-learn matplotlib filelock accelerate safetensors optuna timm captum onnx onnxscript numpy pandas pillow fastcore"
+names = "torch torchvision fastai scikit-learn matplotlib filelock accelerate safetensors optuna timm captum huggingface_hub onnx onnxscript numpy pandas pillow fastcore"
 versions = dict(Python=platform.python_version()) | {name: version(name) for name in names.split()}
 path = Path("benchmarks/results/compatibility.json")
 record = json.loads(path.read_text()) if path.exists() else {}

@@ -203,7 +203,7 @@ def plot_explanations(
     A line below says why the probabilities are not calibrated, or why there are no maps. Raises
     ValueError for a model without a gallery and for neighbours out of range."""
     features, logits = model.outputs(images)
-    p = (logits / model.temperature).softmax(1)
+    p = model.probabilities(logits)
     near = zip(p, *model.nearest(features, neighbours), strict=True)
     maps, reason = maps_or_reason(model, images)
     maps = [None] * len(images) if maps is None else maps

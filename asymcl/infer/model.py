@@ -41,6 +41,7 @@ from asymcl.decisions import (
     threshold_for_precision,
     threshold_for_recall,
 )
+from .card import card_text, write_card
 from ..images.files import ImageFile, decode_files
 from asymcl.models import (
     NormalizedLinear,
@@ -432,7 +433,9 @@ def save(
     self: TrainedModel,
     path,  # file that ends in .safetensors; an older one is replaced
 ):
-    "Write the model to one file. Raises OSError if that fails; the older file then remains."
+    """Write the model to one file, and a model card beside it; an edited card is kept.
+
+    Raises OSError if that fails; the older file then remains."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
@@ -440,7 +443,10 @@ def save(
         raise TypeError(
             f"head must be a torch.nn.Linear or a NormalizedLinear, got {type(self.head).__name__}"
         )
-    write_atomic(path, _pack(_description(self), _tensors(self)))
+    content = _pack(_description(self), _tensors(self))
+    card = card_text(self, path.name, hashlib.sha256(content).hexdigest())
+    write_atomic(path, content)
+    write_card(path.with_suffix(".md"), card)
 
 # %% ../../nbs/api/infer/model.ipynb #5cb661d5
 def _build_head(description, weight, bias):

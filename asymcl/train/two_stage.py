@@ -43,6 +43,7 @@ from ..core.settings import SOLVED_HEADS, default_rate
 from ..data.datasets import SharedLoader, TensorLoader
 from ..distributed import DistributedLoss, gather_rows, join_ranks, world_size
 from ..gradient_cache import chunk_next_call
+from ..infer.card import held_out_metrics
 from ..infer.model import Gallery, TrainedModel, fit_temperature, load_model
 from ..losses import LossWithSettings
 from ..metrics import evaluate_predictions
@@ -1109,6 +1110,7 @@ def _about(self: EncoderLearner, model):
         loss=object_name(self._learner.loss_func),
         classifier_loss=object_name(self.classifier_loss),
         train_counts=self._counts.tolist(),
+        counts=data and {split: data.counts(split).tolist() for split in data.splits},
         data=data and data.name,
         versions=versions(),
         valid_metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
@@ -1149,12 +1151,16 @@ def save(
     self: EncoderLearner,
     path,  # file that ends in .safetensors; an older one is replaced
     gallery=False,  # True: with names and features of the training images
+    test=False,  # True: with the metrics of the test images in the model card
 ):
     """Save the model in one file for `load`, `load_model` and `asymcl-predict`.
 
     Raises RuntimeError without a trained head."""
-    model = self.trained_model(gallery)
-    replace(model, projection_head=self._projection_head).save(path)
+    model = replace(self.trained_model(gallery), projection_head=self._projection_head)
+    if test:
+        metrics = held_out_metrics(*self.probabilities("test"), self.classes)
+        model.about = model.about | dict(test_metrics=metrics)
+    model.save(path)
 
 # %% ../../nbs/api/train/two_stage.ipynb #4b03d893
 @patch
