@@ -83,11 +83,11 @@ def summary_table(
     columns = {key: METRIC_NAMES[key] for key in shown}
     columns |= {f"recall_{c}": f"recall {c}" for c in runs[0].data["classes"]}
     rows = {}
-    pretrained = {run.regime for run in runs} != {"from_scratch"}
+    both = {"fine_tuned", "from_scratch"} <= {run.regime for run in runs}
     for method in dict.fromkeys(run.method for run in runs):
         of_method = [run for run in runs if run.method == method]
         done = finished(of_method)
-        row = dict(regime=of_method[0].regime) if pretrained else {}
+        row = dict(regime=of_method[0].regime) if both else {}
         for key, name in columns.items():
             scores = [run.metrics[key] for run in done]
             row[name] = summary_cell(scores, overlap=fold_overlap(runs)) if done else "-"
@@ -398,7 +398,8 @@ _PAGE = Template("""<!DOCTYPE html>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto;
+  font-size: .9rem }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ccc }
 td, tbody th { white-space: nowrap }
 th:first-child { text-align: left }
@@ -502,12 +503,19 @@ def _answer(runs, contrasts):
     return "<h2>Answer</h2>\n<ul>\n" + "\n".join(items) + "\n</ul>"
 
 
-def _intervals(runs, contrasts, records):
-    "Return the table of intervals with its explanation as HTML, or nothing."
+def _differences(runs, contrasts, records):
+    "Return the table of intervals, without columns that say nothing, as HTML, or nothing."
     table = interval_table(runs, contrasts, records)
     if table.empty:
         return ""
-    return f"<p>{escape(INTERVALS_NOTE)}</p>\n{table.to_html(border=0)}"
+    table = table.loc[:, [not {"", "-", "no test"}.issuperset(table[name]) for name in table]]
+    tested = difference_table(runs, contrasts)
+    lines = [INTERVALS_NOTE, *sentences(tested)[len(tested) :]]
+    head = main_head(runs)
+    if contrasts is None and head is not None:
+        table.index = table.index.str.replace(f" {head}", "")
+        lines.append(f"All methods have the head {head} here.")
+    return f"{_section('Differences', lines)}\n{table.to_html(border=0)}"
 
 
 def _mistakes(runs, records):
@@ -558,8 +566,7 @@ def html_text(
         _chosen(runs),
         _section("Diverged", diverged),
         shown.pop("comparison", ""),
-        _section("Differences", differences(runs, contrasts)),
-        _intervals(runs, contrasts, records),
+        _differences(runs, contrasts, records),
         *sections,
         _section("Data", data),
         _section("Advice", advice(settings, [run.data for run in runs])),
