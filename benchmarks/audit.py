@@ -1,6 +1,6 @@
 """Plant wrong labels and near duplicates, and count how many of them `asymcl.audit` finds.
 
-python benchmarks/audit.py [--source FOLDER] [--seeds N] [--out FILE]
+python benchmarks/audit.py [--sources sample FOLDER] [--seeds N] [--out FILE]
 
 T-shirts and shirts with the bundled weights, which have seen neither. Labels: 5% of all labels are replaced by the other class, or 20%
 of the labels of shirts, the rarer class. `first 100` has the planted errors among the first hundred images of each ranking, in per
@@ -181,41 +181,44 @@ def duplicate_rows(data, seed):
     yield dict(change="none", images=len(rows), listed=others, seconds=seconds)
 
 
-def label_rows(options):
+def label_rows(options, source):
     "Rows of the planted labels"
     for name, shares in PROPORTIONS.items():
         for errors in ("5% of all", "20% of shirts"):
             for seed in range(options.seeds):
-                data = fashion_mnist(proportions=shares, source=options.source, seed=seed)
+                data = fashion_mnist(proportions=shares, source=source, seed=seed)
                 about = dict(proportions=name, errors=errors, seed=seed)
                 yield about | dict(encoder="frozen") | label_row(data, "frozen", errors, seed)
-                if name == "90:10" and errors == "5% of all" and seed < options.trained:
+                first = name == "90:10" and errors == "5% of all" and seed == 0
+                if first and source == "sample" and not options.toy:
                     found = label_row(data, "trained", errors, seed)
                     yield about | dict(encoder="trained") | found
 
 
+def copy_rows(options, source):
+    "Rows of the planted copies"
+    for seed in range(options.seeds):
+        data = fashion_mnist(proportions=None, source=source, seed=seed)
+        for row in duplicate_rows(data, seed):
+            yield dict(seed=seed) | row
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default="sample", help="folder of the four original files")
-    parser.add_argument("--seeds", type=int, default=8, help="number of seeds")
-    parser.add_argument("--trained", type=int, default=1, help="seeds with a trained encoder")
+    text = "sample, or folder of the four original files"
+    parser.add_argument("--sources", nargs="+", default=["sample"], help=text)
+    parser.add_argument("--seeds", type=int, default=4, help="number of seeds")
     add_options(parser)
     options = parser.parse_args()
     if options.toy:
-        options.seeds, options.trained = 1, 0
-    rows = list(label_rows(options))
-    copies = [
-        dict(seed=seed) | row
-        for seed in range(options.seeds)
-        for row in duplicate_rows(
-            fashion_mnist(proportions=None, source=options.source, seed=seed), seed
-        )
-    ]
-    about = dict(source="sample" if options.source == "sample" else "full Fashion-MNIST")
-    save(
-        [record(rows, planted="labels", **about), record(copies, planted="copies", **about)],
-        options.out,
-    )
+        options.seeds = 1
+    records = []
+    for source in options.sources:
+        data = "bundled sample" if source == "sample" else "full Fashion-MNIST"
+        for planted, rows_of in dict(labels=label_rows, copies=copy_rows).items():
+            rows = list(rows_of(options, source))
+            records.append(record(rows, data=data, planted=planted))
+    save(records, options.out)
 
 
 if __name__ == "__main__":
