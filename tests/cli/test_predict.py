@@ -249,6 +249,56 @@ def test_probabilities_without_an_estimate_are_not_called_calibrated(place, caps
     )
 
 
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (["--recall", "0.8"], "--recall needs validation images, and this model was saved without"),
+        (["--precision", "0.8"], "--precision needs validation images"),
+        (["--cost-ratio", "5"], "--cost-ratio needs validation images"),
+        (["--prevalence", "0.1"], "--prevalence needs validation images"),
+        (["--coverage", "0.9"], "--coverage needs validation images"),
+        (
+            ["--coverage", "0.9", "--recall", "0.8"],
+            "--recall: not allowed with argument --coverage",
+        ),
+        (["--cost-ratio", "-3"], "--cost-ratio must be a finite number > 0, got -3"),
+        (["--prevalence", "1.5"], "--prevalence must be between 0 and 1, got 1.5"),
+    ],
+)
+def test_decisions_need_validation_images_and_values_in_range(place, capsys, options, problem):
+    from asymcl.models import small_encoder
+
+    TrainedModel(
+        encoder=small_encoder(), head=torch.nn.Linear(256, 2), classes=("a", "b"), **SMALL,
+        about={"train_counts": [90, 10]},
+    ).save("plain.safetensors")  # fmt: skip
+    code, err = run(capsys, "plain.safetensors", "images/000.png", *options)
+    assert code == 2 and problem in err and err.count("\n") == 1
+
+
+def test_rows_at_a_prevalence_and_for_an_expert(place, capsys):
+    images = [f"images/{i:03}.png" for i in range(100, 140)]
+    code, err = run(
+        capsys, COMMAND[0], *images, *COMMAND[2:4], "--prevalence", "0.02", "--cost-ratio", "30",
+        "--out", "costs.csv",
+    )  # fmt: skip
+    assert code == 0 and "class shares of a 0.98, b 0.02 (validation images: a 0.5, b 0.5)" in err
+    assert "b from a probability of" in err and "a missed one costing 30 false alarms" in err
+    assert run(capsys, COMMAND[0], *images, *COMMAND[2:4], "--out", "plain.csv")[0] == 0
+    code, err = run(
+        capsys, COMMAND[0], *images, *COMMAND[2:4], "--coverage", "0.6", "--out", "sets.csv"
+    )
+    assert code == 0 and "an expert is asked for" in err
+    costs, plain, sets = (pd.read_csv(f"{name}.csv") for name in ("costs", "plain", "sets"))
+    odds = [table["probability of b"] / table["probability of a"] for table in (costs, plain)]
+    ratio = (odds[0] / odds[1]).to_numpy()
+    assert ratio == pytest.approx(ratio[0], rel=1e-3) and ratio[0] < 0.1
+    single = sets["prediction set"].isin(["a", "b"])
+    assert (sets["class"][single] == sets["prediction set"][single]).all()
+    assert (sets["class"][~single] == "ask an expert").all()
+    assert sets["probability"][~single].isna().all() and 0 < single.mean() < 1
+
+
 def model_of_scores(random, positives):
     "A model of two classes whose validation split has some rare images, and such a score for new images"
 
