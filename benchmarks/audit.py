@@ -107,7 +107,7 @@ def label_row(data, encoder, errors, seed):
     flagged = wrong[table.loc[table["flagged"], "image"]]
     return {
         "images": len(labels),
-        "planted": int(wrong.sum()),
+        "wrong": int(wrong.sum()),
         "first 100": {name: 100 * wrong[order[:FIRST]].mean() for name, order in rankings.items()},
         "flagged": {
             "images": len(flagged),
@@ -212,13 +212,12 @@ def main():
     options = parser.parse_args()
     if options.toy:
         options.seeds = 1
-    records = []
+    rows = []
     for source in options.sources:
         data = "bundled sample" if source == "sample" else "full Fashion-MNIST"
         for planted, rows_of in dict(labels=label_rows, copies=copy_rows).items():
-            rows = list(rows_of(options, source))
-            records.append(record(rows, data=data, planted=planted))
-    save(records, options.out)
+            rows += [dict(data=data, planted=planted) | row for row in rows_of(options, source)]
+    save(record(rows), options.out)
 
 
 if __name__ == "__main__":
