@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 import tomllib
+from collections import Counter
 from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -78,6 +79,9 @@ TOO_WIDE = """() => {
   look(main);
   return found;
 }"""
+CUT_CODE = """() => [...document.querySelectorAll("main div.sourceCode pre")]
+  .filter(box => box.scrollWidth > box.clientWidth + 1)
+  .map(box => `code is cut: ${box.textContent.slice(0, 60)}`)"""
 EMPTY_PICTURES = (
     "() => [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
 )
@@ -266,7 +270,8 @@ def look(visit, written):
     "What is wrong with the page a visit has open, but for what axe measures"
     page = visit.page
     pictures = [f"empty picture {p}" for p in page.evaluate(EMPTY_PICTURES)]
-    return visit.problems + pictures + page.evaluate(TOO_WIDE) + formula_problems(page, written)
+    cut = page.evaluate(TOO_WIDE) + page.evaluate(CUT_CODE)
+    return visit.problems + pictures + cut + formula_problems(page, written)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +298,8 @@ FAULTS = {
     "document.querySelector('main p').style.color = '#999'": "color-contrast",
     "document.querySelector('main').insertAdjacentHTML('beforeend', '<img src=favicon.svg>')": "image-alt",
     "document.querySelector('main p').style.width = '3000px'": "ends at",
+    "const code = document.querySelector('main .sourceCode code'); code.style.whiteSpace = 'pre'; "
+    "code.append('x'.repeat(300))": "code is cut",
     "document.querySelector('header').style.width = '3000px'": "the page is",
     "document.querySelector('main p').innerHTML += '<span class=katex></span>'": "the notebook has",
     "document.querySelector('#TOC a').innerHTML = '<span class=katex></span>'": "in the table of contents",
@@ -429,6 +436,13 @@ def test_every_notebook_has_its_page_and_the_sitemap_lists_all():
     assert sorted([*expected, "404.html"]) == PAGES
     entries = ElementTree.parse(SITE / "sitemap.xml").iterfind(".//{*}loc")
     assert sorted(e.text for e in entries) == [ADDRESS + name for name in expected]
+
+
+def test_no_two_entries_of_the_sidebar_have_one_label():
+    page = (SITE / "index.html").read_text()
+    labels = re.findall(r'<span class="menu-text">(.*?)</span>', page)
+    assert len(labels) > 50
+    assert not [label for label, n in Counter(labels).items() if n > 1]
 
 
 def test_llms_txt_lists_every_page_as_text():

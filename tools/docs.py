@@ -3,8 +3,8 @@
     pip install -e '.[dev]'     # once: nbdev finds the package's own names through its entry point
     python tools/docs.py        # needs node and npm too
 
-The steps: nbdev processes the notebooks into _proc/ (saved outputs are kept; only imports, exported cells and the
-signatures they document are evaluated), smalldocs turns _proc/ into pages, KaTeX typesets their formulas, the pages
+The steps: nbdev processes the notebooks into _proc/ (saved outputs are kept, pictures in at most 256 colours; only imports,
+exported cells and the signatures they document are evaluated), smalldocs turns _proc/ into pages, KaTeX typesets their formulas, the pages
 are checked, and only then is docs/ replaced and README.md written from nbs/index.ipynb.
 
 The build fails, with everything it found, on a warning of smalldocs, a formula that KaTeX cannot read or that was not
@@ -14,6 +14,7 @@ nowhere inside the site, anything that a page would fetch from another host, and
 
 import base64
 import html
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from PIL import Image
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -46,7 +48,7 @@ const typeset = ([tex, displayMode]) => {
 };
 console.log(JSON.stringify(JSON.parse(require("fs").readFileSync(0)).map(typeset)));
 """
-COLUMN = 84  # characters of output that fit beside the table of contents
+COLUMN = 100  # characters of output that fit beside the table of contents
 WIDE = 640  # pixels: on a phone, the text in a picture wider than this would be too small
 SCROLL_SCRIPT = """<script>
 for (const box of document.querySelectorAll("main :is(pre, .cell-output-display, .math.display, .sd-table)")) {
@@ -62,6 +64,28 @@ for (const box of document.querySelectorAll("main :is(pre, .cell-output-display,
 }
 </script>
 """
+
+
+def smaller(png):
+    "A picture in at most 256 colours, as bytes of a PNG file, if that is smaller"
+    image = Image.open(io.BytesIO(png))
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    method = Image.Quantize.FASTOCTREE if image.mode == "RGBA" else Image.Quantize.MEDIANCUT
+    out = io.BytesIO()
+    image.quantize(256, method, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return min(out.getvalue(), png, key=len)
+
+
+def with_smaller_pictures(text):
+    "A notebook, as text, whose saved pictures are as from `smaller`"
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            picture = output.get("data", {}).get("image/png")
+            if picture:
+                png = smaller(base64.b64decode("".join(picture)))
+                output["data"]["image/png"] = base64.b64encode(png).decode()
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
 def process_notebooks():
@@ -80,7 +104,7 @@ def process_notebooks():
         "*.ipynb"
     ):  # smalldocs reads the underscores of `### Name.__repr__` as bold print
         escaped = re.sub(r"(### [\w.]+\.)__(\w+)__", r"\1\\\\_\\\\_\2\\\\_\\\\_", path.read_text())
-        path.write_text(escaped)
+        path.write_text(with_smaller_pictures(escaped))
     return project
 
 
@@ -212,7 +236,8 @@ def finish_site(built, base):
         path.write_text(text)
     for path, page in pages.items():
         if page.src.parts[0] in DOWNLOADS:
-            shutil.copy(ROOT / "nbs" / page.src, path.with_suffix(".ipynb"))
+            notebook = with_smaller_pictures((ROOT / "nbs" / page.src).read_text())
+            path.with_suffix(".ipynb").write_text(notebook)
     ship_katex(dist, out / "site_libs/katex")
     for css in (out / "site_libs/themes").glob("*.css"):
         css.write_text(
