@@ -28,6 +28,7 @@ setup(
         "timm": lines("requirements_timm"),
         "explain": lines("requirements_explain"),
         "hub": lines("requirements_hub"),
+        "demo": lines("requirements_demo"),
         "dev": [
             *lines("requirements_dev"),
             *lines("requirements_tune"),
@@ -35,6 +36,7 @@ setup(
             *lines("requirements_timm"),
             *lines("requirements_explain"),
             *lines("requirements_hub"),
+            *lines("requirements_demo"),
         ],
     },
     entry_points={

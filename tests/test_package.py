@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = "tune", "onnx", "timm", "explain", "hub"
+EXTRAS = "tune", "onnx", "timm", "explain", "hub", "demo"
 
 
 @pytest.fixture(scope="module")

@@ -213,6 +213,7 @@ def check_output(
 
 # %% ../../nbs/api/cli/parser.ipynb #06c4d31d
 _EXPECTED = (ValueError, TypeError, ArithmeticError, OSError, RuntimeError, MemoryError)
+_EXPECTED += (ImportError,)  # of an extra
 
 
 def _text_of(error):

@@ -33,7 +33,7 @@ from asymcl.cli.parser import (
 from ..core.checks import ArgumentError, check_positive
 
 # %% ../../nbs/api/cli/predict.ipynb #9575fe24
-def _add_decisions(parser):
+def add_decisions(parser):
     add = parser.add_mutually_exclusive_group().add_argument
     add(
         "--recall",
@@ -67,7 +67,7 @@ def _add_decisions(parser):
     )
 
 # %% ../../nbs/api/cli/predict.ipynb #d7c0f001
-def _add_rare(add):
+def add_rare(add):
     add(
         "--confidence",
         type=number_or_none,
@@ -125,8 +125,8 @@ def _parser():
         "command resumes",
     )
     add("--overwrite", action="store_true", help="replacement of existing files")
-    _add_decisions(parser)
-    _add_rare(add)
+    add_decisions(parser)
+    add_rare(add)
     _add_answers(add)
     add(
         "--encoder",
@@ -154,18 +154,23 @@ def _concerns_rare(options):
     return any(getattr(options, name) is not None for name in names)
 
 
-def _check_options(options):
-    "Raise an error for values out of range, and for files that cannot or must not be written"
+def check_decisions(options):
+    "Raise ArgumentError for values out of range"
     for name in ("recall", "precision", "coverage", "confidence", "prevalence"):
         share = getattr(options, name)
         if share is not None and not 0 < share < 1:
             raise ArgumentError(name, f"must be between 0 and 1, got {share:g}")
-    if options.neighbours < 0:
-        raise ArgumentError("neighbours", f"must be >= 0, got {options.neighbours}")
     if options.cost_ratio is not None:
         check_positive("cost_ratio", options.cost_ratio)
     if options.rare is not None and not _concerns_rare(options):
         raise ArgumentError("rare", "needs --recall, --precision, --cost-ratio or --prevalence")
+
+
+def _check_options(options):
+    "Raise an error for values out of range, and for files that cannot or must not be written"
+    check_decisions(options)
+    if options.neighbours < 0:
+        raise ArgumentError("neighbours", f"must be >= 0, got {options.neighbours}")
     for name in ("embeddings", "overwrite"):
         if getattr(options, name) and not options.out:
             raise ArgumentError(name, "needs --out")
@@ -178,7 +183,7 @@ def _check_options(options):
         check_output(file, options.overwrite)
 
 # %% ../../nbs/api/cli/predict.ipynb #59f53a5c
-def _encoder(text):
+def custom_encoder(text):
     "Call module:function, which must return an nn.Module"
     from torch import nn
 
@@ -196,7 +201,7 @@ def _encoder(text):
     return encoder
 
 # %% ../../nbs/api/cli/predict.ipynb #6c676b55
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     "How an image gets its class; without threshold and limits it is the most probable one"
 
     threshold: object = None  # Threshold of one class
@@ -218,17 +223,17 @@ def _rare(model, options):
     return rare
 
 
-def _model_and_rule(model, options):
+def model_and_rule(model, options):
     "Model at the prevalence, and the rule of its classes"
     rare = _rare(model, options) if _concerns_rare(options) else None
     if options.prevalence is not None:
         model = model.at_prevalence(rare, options.prevalence)
     if options.coverage is not None:
-        return model, _Rule(limits=model.class_thresholds(options.coverage))
+        return model, Rule(limits=model.class_thresholds(options.coverage))
     required = (options.recall, options.confidence, options.precision, options.cost_ratio)
     if all(value is None for value in (options.recall, options.precision, options.cost_ratio)):
-        return model, _Rule()
-    return model, _Rule(model.threshold(rare, *required))
+        return model, Rule()
+    return model, Rule(model.threshold(rare, *required))
 
 # %% ../../nbs/api/cli/predict.ipynb #d7c0f005
 def _shares_text(classes, shares):
@@ -267,7 +272,7 @@ def _coverage_note(model, limits, options):
     )
 
 
-def _notes(model, rule, options):
+def notes_on(model, rule, options):
     "What to know about the probabilities and the classes, as lines"
     notes = []
     problem = model.calibration_problem
@@ -301,7 +306,7 @@ def _columns(model, rule, neighbours):
     return [*names, "problem"]
 
 
-def _decided(answer, model, rule):
+def decided(answer, model, rule):
     "Columns of the decision; probability is empty for an expert"
     from asymcl.decisions import EXPERT, decide, decide_or_ask, prediction_sets
 
@@ -324,7 +329,7 @@ def _row(answer, model, rule, neighbours):
     row = dict(file=_plain(answer.file), problem=answer.problem)
     if answer.problem:
         return row
-    row |= _decided(answer, model, rule)
+    row |= decided(answer, model, rule)
     for name, probability in zip(model.classes, answer.probabilities, strict=True):
         row[f"probability of {name}"] = f"{probability:.6g}"
     if neighbours:
@@ -471,7 +476,7 @@ def _show_progress(done, total):
 
 def _write_table(options, table, model, rule, files):
     "Write the rows that are missing, chunk by chunk; return the text of all rows"
-    for note in _notes(model, rule, options):
+    for note in notes_on(model, rule, options):
         print(f"asymcl-predict: {note}", file=sys.stderr)
     columns = _columns(model, rule, options.neighbours)
     missing = np.full(model.head.weight.shape[1], np.nan)
@@ -510,12 +515,12 @@ def _load(options):
     from asymcl.infer.model import load_model
 
     check_device(options.device)
-    encoder = None if options.encoder is None else _encoder(options.encoder)
+    encoder = None if options.encoder is None else custom_encoder(options.encoder)
     model = load_model(options.model, encoder).to(options.device)
     model.predict_files([])  # raises an error for a model that cannot be applied to files
     if options.neighbours:
         model.nearest(model.head.weight[:1], options.neighbours)  # raises one for too many
-    return _model_and_rule(model, options)
+    return model_and_rule(model, options)
 
 
 def _predict(options, kept):

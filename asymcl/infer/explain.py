@@ -164,7 +164,7 @@ def maps_or_reason(
         return None, f"no Grad-CAM maps: {error}"
 
 # %% ../../nbs/api/infer/explain.ipynb #9b6320ef
-def _pixels(image):
+def rgb_array(image):
     "Image (channels, height, width) uint8 as (height, width, 3)"
     return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
@@ -180,14 +180,14 @@ def _columns(model, image, map, label, near, training_image):
     p, neighbours, cosines = near
     predicted = int(p.argmax())
     name, colour = _name(predicted, model.classes, label)
-    columns = [(_pixels(image), f"{name} {p[predicted]:.1%}\nis {model.classes[label]}", colour)]
+    columns = [(rgb_array(image), f"{name} {p[predicted]:.1%}\nis {model.classes[label]}", colour)]
     if map is not None:
         columns.append(
             (overlay(image, map), f"what speaks for\n{model.classes[predicted]}", "black")
         )
     for j, cosine in zip(neighbours.tolist(), cosines.tolist(), strict=True):
         name, colour = _name(int(model.gallery.labels[j]), model.classes, label)
-        columns.append((_pixels(training_image(j)), f"{name}\ncosine {cosine:.2f}", colour))
+        columns.append((rgb_array(training_image(j)), f"{name}\ncosine {cosine:.2f}", colour))
     return columns
 
 # %% ../../nbs/api/infer/explain.ipynb #ab7ae530

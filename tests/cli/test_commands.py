@@ -192,6 +192,7 @@ def test_same_seed_gives_the_same_numbers_in_two_processes(first_run, tmp_path):
         ("asymcl-tune", 20),
         ("asymcl-pretrain", 20),
         ("asymcl-predict", 6),
+        ("asymcl-demo", 6),
     ],
 )
 def test_help_explains_every_option(name, least, tmp_path):
@@ -211,7 +212,7 @@ for arguments in {calls}:
         {name}_command(arguments)
     except SystemExit:
         pass
-print(sorted({{"torch", "fastai", "matplotlib"}} & set(sys.modules)))
+print(sorted({{"torch", "fastai", "matplotlib", "gradio"}} & set(sys.modules)))
 """
 PRETRAIN = [["--out", "a.safetensors", *bad] for bad in (["--lr", "0"], ["--data", "csv"])]
 PRETRAIN += [["--out", "a.pt"], ["--out", "none/a.safetensors"], []]
@@ -225,6 +226,7 @@ BAD = [["--eta", "x"], ["--eta", "-1"], ["--name", "a/b"], ["--encoder", "vgg"],
         ("compare", "tune", [["--help"], *BAD, ["--trials", "0"], ["--search-seeds", "1,"]]),
         ("pretrain", "pretrain", [["--help"], *PRETRAIN]),
         ("predict", "predict", [["--help"], ["model"], ["model", "image", "--recall", "2"]]),
+        ("demo", "demo", [["--help"], [], ["model", "--recall", "2"], ["model", "--port", "1"]]),
     ],
 )
 def test_help_and_bad_options_import_neither_torch_nor_fastai(module, name, calls, tmp_path):
