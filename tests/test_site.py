@@ -378,7 +378,9 @@ def test_chosen_theme_stays(visit, scheme):
     assert dark() != (scheme == "dark")
     page.reload()
     assert dark() != (scheme == "dark")
-    page.locator("#quarto-sidebar").get_by_text("Fused losses").click()
+    sidebar = page.locator("#quarto-sidebar")
+    sidebar.get_by_text("Losses, models, metrics").click()  # opens the group
+    sidebar.get_by_text("Fused losses").click()
     page.wait_for_url("**/api/fused.html")
     assert dark() != (scheme == "dark") and not reader.problems
 
@@ -392,7 +394,9 @@ def test_menus_open_on_a_phone(visit, view):
     page.get_by_label("Toggle navigation").click()
     playwright.expect(page.get_by_role("searchbox")).to_be_in_viewport()
     page.get_by_label("Toggle sidebar navigation").click()
-    item = page.locator("#quarto-sidebar").get_by_text("Fused losses")
+    sidebar = page.locator("#quarto-sidebar")
+    sidebar.get_by_text("Losses, models, metrics").click()  # opens the group
+    item = sidebar.get_by_text("Fused losses")
     playwright.expect(item).to_be_in_viewport()
     assert not axe_problems(page)
     item.click()
