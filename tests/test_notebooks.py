@@ -2,6 +2,8 @@
 
 Tutorials are run by Jupyter instead, as their readers will do it, with their slow cells."""
 
+import ast
+import builtins
 import json
 import os
 import re
@@ -47,6 +49,67 @@ def test_tutorial_in_jupyter(path):
     environment = {"OMP_NUM_THREADS": "1"} | os.environ  # several run side by side
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{path} failed in Jupyter:\n{done.stderr[-6000:]}"
+
+
+def code_of(path):
+    "Code of each cell that readers see, with the heading above it"
+    found, heading = [], None
+    for cell in json.loads((ROOT / path).read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"^## (.+)$", source, re.MULTILINE) or [heading])[-1]
+        elif cell["cell_type"] == "code" and not re.match(r"#\| *hide\b", source):
+            found.append((heading, source))
+    return found
+
+
+def bound_names(trees):
+    "Names that imports, definitions and assignments bind anywhere in syntax trees"
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.alias):
+            yield (node.asname or node.name).split(".")[0]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler) and node.name:
+            yield node.name
+
+
+HIDDEN_IMPORTS = pytest.mark.xfail(reason="imports os and warnings in a hidden cell")
+OWN_IMAGES = "nbs/tutorials/own_images.ipynb"
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[HIDDEN_IMPORTS] * (p == OWN_IMAGES)) for p in TUTORIALS]
+)
+def test_the_code_that_readers_see_needs_no_hidden_cell(path):
+    trees = [ast.parse(source) for _, source in code_of(path)]
+    used = {
+        node.id
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    assert not used - set(bound_names(trees)) - set(dir(builtins))
+
+
+@pytest.mark.slow
+def test_each_cell_of_the_cheatsheet_runs_alone(tmp_path, monkeypatch):
+    "Only files of an earlier cell may be needed, such as a folder of photos"
+    monkeypatch.chdir(tmp_path)
+    for _, source in code_of("nbs/tutorials/cheatsheet.ipynb"):
+        exec(source, {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+def test_each_section_of_troubleshooting_runs_alone():
+    sections = {}
+    for heading, source in code_of("nbs/tutorials/troubleshooting.ipynb"):
+        sections[heading] = f"{sections.get(heading, '')}{source}\n"
+    assert len(sections) == 8
+    for source in sections.values():
+        exec(source, {"__name__": "__main__"})
 
 
 def notebook(folder, *sources):
