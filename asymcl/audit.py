@@ -152,7 +152,7 @@ def label_issues(
     )
     return pd.DataFrame(table).sort_values("score", kind="stable", ignore_index=True)
 
-# %% ../nbs/api/audit.ipynb #2a41c17d
+# %% ../nbs/api/audit.ipynb #45fe1261
 _REFERENCE = 10  # the neighbour whose distance is the unit
 
 
@@ -169,14 +169,14 @@ def _near_ratios(whitened, splits):
         ratios[inside] = distances / np.maximum(distances[:, -1:], np.finfo(float).tiny)
     return nearest, ratios
 
-# %% ../nbs/api/audit.ipynb #edf08c76
+# %% ../nbs/api/audit.ipynb #3aec3d76
 def _expected_by_chance(ratios):
     "Expected number (n,) of images whose nearest is as close, if all are independent"
     dimension = np.log(0.5) / np.log(np.median(ratios[:, :-1]))
     nearer = ratios.shape[1] - 1
     return len(ratios) * (1 - (1 - ratios[:, 0] ** dimension) ** nearer)
 
-# %% ../nbs/api/audit.ipynb #e9b62e45
+# %% ../nbs/api/audit.ipynb #0b97879f
 def near_duplicates(
     features,  # (n, width), one row an image
     splits,  # name or number of the split of each image (n,), two splits or more
@@ -207,7 +207,7 @@ def near_duplicates(
     both = np.sort(table[["image", "twin"]].to_numpy(), 1)  # a pair is found from both ends
     return table[~pd.DataFrame(both, table.index).duplicated()].reset_index(drop=True)
 
-# %% ../nbs/api/audit.ipynb #25299711
+# %% ../nbs/api/audit.ipynb #5af1a8bc
 def _described(data, rows, prefix=""):
     "Columns that name images: row, split and file"
     split_of = {row: split for split, rows in data.splits.items() for row in rows.tolist()}
@@ -241,7 +241,7 @@ def _duplicates_of(data, features):
         columns[f"{prefix}class"] = [data.classes[c] for c in data.labels[images].tolist()]
     return pd.concat([pd.DataFrame(columns), table[["cosine", "expected"]]], axis=1)
 
-# %% ../nbs/api/audit.ipynb #5c431599
+# %% ../nbs/api/audit.ipynb #db84ab75
 def audit(
     data,  # ImageData with the splits train, valid and test
     encoder,  # nn.Module: images to features (n, width), not trained on these labels
@@ -262,7 +262,7 @@ def audit(
     features = cached_features(data, encoder, stats, cache, cache_limit)
     return _issues_of(data, features), _duplicates_of(data, features)
 
-# %% ../nbs/api/audit.ipynb #1ff2231f
+# %% ../nbs/api/audit.ipynb #65009dd1
 def _pixels(image):
     "Image (channels, height, width) as (height, width) or (height, width, 3)"
     image = image.cpu()
@@ -283,7 +283,7 @@ def _draw(ax, image, title):
     ax.set_title(title, fontsize=7)
     ax.axis("off")
 
-# %% ../nbs/api/audit.ipynb #9bd57da6
+# %% ../nbs/api/audit.ipynb #a5d4f916
 def plot_issues(
     data,  # ImageData
     issues,  # first table of `audit`, with one row or more
