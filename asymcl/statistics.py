@@ -7,7 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/statistics.html.md"""
 # %% auto #0
 __all__ = ['INTERVAL_SEEDS', 'RESAMPLED', 'mean_interval', 'paired_differences', 'permutation_test', 'smallest_p', 'seeds_needed',
            'holm', 'corrected_t_test', 'compare_methods', 'excludes_zero', 'summary_cell', 'sentence', 'sentences',
-           'Predictions', 'resampled_scores', 'image_intervals']
+           'Predictions', 'resampled_scores', 'image_intervals', 'weighted_scores']
 
 # %% ../nbs/api/statistics.ipynb #67f781a7
 from itertools import count
@@ -462,3 +462,48 @@ def image_intervals(
             facts = dict(method=method, baseline=baseline, metric=metric)
             rows.append(_image_row(scores[method] - scores[baseline], **facts))
     return pd.DataFrame(rows)
+
+# %% ../nbs/api/statistics.ipynb #f77a351a
+def _weighted_recall(probabilities, labels, weights, rare):
+    "Return the recall of a class of weighted images, (resamples,)"
+    of_class = weights[:, labels == rare]
+    found = probabilities[labels == rare].argmax(1) == rare
+    return of_class @ found / of_class.sum(1)
+
+
+def _weighted_average_precision(probabilities, labels, weights, rare):
+    "Return `average_precision` of weighted images, (resamples,)"
+    scores = probabilities[:, rare]
+    order = np.argsort(-scores)
+    ties = np.flatnonzero(np.diff(scores[order], prepend=np.inf))  # first of equal scores
+    weights = weights[:, order]
+    found = np.add.reduceat(weights * (labels[order] == rare), ties, axis=1, dtype=float)
+    seen = np.add.reduceat(weights, ties, axis=1, dtype=float).cumsum(1)
+    precision = found.cumsum(1) / np.maximum(seen, 1)
+    return (found * precision).sum(1) / found.sum(1)
+
+
+def _weighted_calibration_error(probabilities, labels, weights, bins=15):
+    "Return `calibration_error` of weighted images, (resamples,)"
+    confidence = probabilities.max(1)
+    gaps = (probabilities.argmax(1) == labels) - confidence
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    by_bin = weights @ (gaps[:, None] * (bin_of[:, None] == np.arange(bins)))
+    return np.abs(by_bin).sum(1) / weights.sum(1)
+
+# %% ../nbs/api/statistics.ipynb #e3a24e65
+def weighted_scores(
+    run,  # Predictions
+    weights,  # weights of the images, whole numbers >= 0, (resamples, n)
+    rare,  # index of the rare class
+) -> dict:  # metric -> values (resamples,), NaN without an image of a class that the metric needs
+    "Compute the metrics of weighted images: those of all classes, and those of the rare class."
+    facts = run.probabilities, run.labels, weights
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return dict(
+            recall=_weighted_recall(*facts, rare),
+            unweighted_accuracy=_weighted_balanced_accuracy(*facts),
+            roc_auc=_weighted_roc_auc(*facts),
+            average_precision=_weighted_average_precision(*facts, rare),
+            calibration_error=_weighted_calibration_error(*facts),
+        )

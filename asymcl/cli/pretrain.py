@@ -88,7 +88,7 @@ def _data_settings(options):
     return DataSettings(options.data, options.source, classes, reading=reading)
 
 # %% ../../nbs/api/cli/pretrain.ipynb #a1d1bd4e
-_LABELS = ("group_pattern", "label_column", "group_column")
+_LABELS = ("group_pattern", "label_column", "group_column", "subgroup_column")
 _UNLABELLED = {
     kind: tuple(name for name in READS[kind] if name not in _LABELS)
     for kind in ("folder", "csv", "npz")

@@ -77,6 +77,8 @@ def job_key(
         del fields["reading"][name]
     if job.folds is None:
         del fields["folds"]
+    if job.reading.subgroup_column is None:
+        del fields["reading"]["subgroup_column"]
     if job.data != "fashion_mnist":
         fields["source"] = os.path.abspath(os.path.expanduser(job.source))
     if fields.get("weights") is not None:
@@ -106,11 +108,13 @@ def _image_table(data, split):
 
 
 def _split_table(data):
-    "Return image, class, group and split of every image in a split."
-    parts = [
-        _image_table(data, split).assign(group=data.groups[indices].tolist(), split=split)
-        for split, indices in data.splits.items()
-    ]
+    "Return image, class, group, subgroup if known, and split of every image in a split."
+    parts = []
+    for split, indices in data.splits.items():
+        part = _image_table(data, split).assign(group=data.groups[indices].tolist())
+        if data.subgroups is not None:
+            part["subgroup"] = data.subgroups[indices]
+        parts.append(part.assign(split=split))
     return pd.concat(parts)
 
 

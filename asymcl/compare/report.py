@@ -416,7 +416,7 @@ _FILES = (
     "records/RECORD.predictions.csv: split, class and probabilities of every validation and test "
     "image in that run",
     "records/RECORD.mistakes.png: the most confident mistakes of that run (first seed)",
-    "records/splits-SEED-DATA.csv: class, group and split of every image for that seed",
+    "records/splits-SEED-DATA.csv: class, group, subgroup and split of every image for that seed",
 )
 
 # %% ../../nbs/api/compare/report.ipynb #a4320045

@@ -43,6 +43,8 @@ class Reading:
     label_column: str = "label"  # column of a CSV with the classes
     # column of a CSV with the patient or object; its images share a split
     group_column: str | None = None
+    # column of a CSV with the site, device or skin type, for scores of each of them
+    subgroup_column: str | None = None
     # column of a CSV with train, valid or test (default: splits are drawn)
     split_column: str | None = None
     root: str | None = None  # folder of the files of a CSV (default: the folder of the CSV)
@@ -273,7 +275,10 @@ READS = dict(
     isic2018=(*_FILES, "splits"),
     folder=(*_FILES, "group_pattern"),
     npz=(),
-    csv=(*_FILES, "path_column", "label_column", "group_column", "split_column", "root"),
+    csv=(
+        *_FILES,
+        *("path_column", "label_column", "group_column", "subgroup_column", "split_column", "root"),
+    ),
 )
 
 # %% ../../nbs/api/core/settings.ipynb #787a19d4

@@ -69,6 +69,7 @@ class ImageData:
     source: str  # origin of the images
     seed: int  # seed of the splits
     groups: torch.Tensor = None  # (n,) int64; a group stays in one split. None: one image a group
+    subgroups: np.ndarray = None  # (n,) site, device or the like of each image; None: not known
     files: tuple = None  # (n,) names of the image files; None: no files
     skipped: pd.DataFrame = None  # file, row and problem of skipped images; None: no image
     fit: str = "squish"  # "squish", "crop" or "pad": method that resized images that are not square
@@ -84,8 +85,9 @@ class ImageData:
             )
         if self.groups is None:
             self.groups = torch.arange(len(self.images))
-        for name in ("labels", "groups"):
-            found = len(getattr(self, name))
+        for name in ("labels", "groups", "subgroups"):
+            values = getattr(self, name)
+            found = len(self.images if values is None else values)
             if found != len(self.images):
                 raise ValueError(
                     f"{name} must be one for each image ({len(self.images)}), got {found}"

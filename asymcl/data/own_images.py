@@ -122,6 +122,11 @@ def _group(value):
     return (text, None) if text else (None, "has no group")
 
 
+def _subgroup(value):
+    "Return the text of a subgroup, which may be unknown."
+    return _text(value) or "unknown", None
+
+
 def _split(value):
     "Return the name of a split."
     name = _SPLIT_NAMES.get(str(value).strip().lower())
@@ -148,11 +153,12 @@ def _file(root, resolve_folder, path):
 
 # %% ../../nbs/api/data/own_images.ipynb #dd1d4808
 def _rows(table, columns, source, root=None):
-    "Read the columns file, label, group and split of a table; `columns` has their names in it."
+    "Read file, label, group, subgroup and split of a table; `columns` has their names in it."
     readers = dict(
         file=partial(_file, root, cache(os.path.realpath)),
         label=_label,
         group=_group,
+        subgroup=_subgroup,
         split=_split,
     )
     rows = pd.DataFrame(index=range(len(table)), dtype=object)
@@ -331,6 +337,7 @@ def _image_data(rows, images, classes, shares, seed, folds, **about):
         seed=seed,
         folds=folds,
         groups=groups,
+        subgroups=rows.subgroup.to_numpy(str) if "subgroup" in rows else None,
         drawn_test="test" not in set(rows.split),
         **about,
     )
@@ -356,6 +363,13 @@ def _check_request(classes, shares, seed, folds):
     check_seed(seed)
     if folds is not None and (type(folds) is not int or folds < 2):
         raise ArgumentError("folds", f"must be an integer >= 2, got {folds!r}")
+
+
+def _check_subgroups(rows, argument):
+    "Raise ArgumentError for subgroups that are all the same."
+    if "subgroup" in rows and rows.subgroup.nunique() < 2:
+        value = rows.subgroup.iloc[0]
+        raise ArgumentError(argument, f"must have two values or more, got {value!r} only")
 
 
 def _check_on_error(on_error):
@@ -409,6 +423,7 @@ def from_dataframe(
     *,
     root=".",  # folder that contains all files
     group_column=None,  # column of groups (patients, lesions); images of a group share a split
+    subgroup_column=None,  # column of sites, devices or the like; an empty field is "unknown"
     split_column=None,  # column of splits: train, valid, test; missing ones are drawn from train
     classes=None,  # names of the classes in order; None: all, the largest first
     shares=(0.7, 0.15, 0.15),  # shares of train, valid and test, for splits that are drawn
@@ -422,10 +437,10 @@ def from_dataframe(
     """Load the image files that a table lists.
 
     Raises BadImages with all problems of files and rows, ValueError for a missing column, an empty
-    table, or fewer than two classes, ArgumentError for folds that are impossible."""
+    table, or fewer than two classes, ArgumentError for impossible folds and a single subgroup."""
     _check_on_error(on_error)
     _check_request(classes, shares, seed, folds)
-    optional = dict(group=group_column, split=split_column)
+    optional = dict(group=group_column, subgroup=subgroup_column, split=split_column)
     columns = dict(file=path_column, label=label_column)
     columns |= {name: column for name, column in optional.items() if column is not None}
     _check_table(table, columns.values(), source)
@@ -434,6 +449,7 @@ def from_dataframe(
     images, rows = _check_rows(rows, classes, folds, decoding)
     skipped = _report(rows, classes, on_error)
     good = _good(rows)
+    _check_subgroups(good, "subgroup_column")
     found = set(good.label)
     names = [c for c in classes or _largest_first(found, good.label) if c in found]
     if len(names) < 2:
@@ -698,6 +714,7 @@ def from_arrays(
     classes=None,  # labels to use, in order; None: all, sorted
     class_names=None,  # names to show the classes by; None: the labels themselves
     groups=None,  # group of each image (n,); images of a group share a split
+    subgroups=None,  # site, device or the like of each image (n,)
     splits=None,  # "train", "valid" or "test" for each image; missing ones are drawn from train
     shares=(0.7, 0.15, 0.15),  # shares of train, valid and test, for splits that are drawn
     seed=0,  # seed of the drawn splits
@@ -708,10 +725,10 @@ def from_arrays(
     """Use images in memory: bytes, or floats in 0..1. Equal images share a split that is drawn.
 
     Raises ValueError or TypeError for invalid shapes, types, labels and splits, and for a class
-    with too few groups; ArgumentError for folds that are impossible."""
+    with too few groups; ArgumentError for impossible folds and a single subgroup."""
     _check_request(classes, shares, seed, folds)
     images = _byte_images(images)
-    table = dict(label=labels, group=groups, split=splits)
+    table = dict(label=labels, group=groups, subgroup=subgroups, split=splits)
     table = {name: values for name, values in table.items() if values is not None}
     table = {name: _column(values, len(images), f"{name}s") for name, values in table.items()}
     table["label"] = _keep_names(table["label"])
@@ -721,6 +738,7 @@ def from_arrays(
     chosen, names = _chosen_classes(rows.label, classes, class_names)
     rows["picture"] = _pictures(images)
     rows = _join_copies(rows[rows.label.isin(chosen)])
+    _check_subgroups(rows, "subgroups")
     if folds is not None:
         _check_folds(rows, folds)
     for problem in _small_classes(rows).values():
