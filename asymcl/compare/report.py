@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from fastai.torch_core import default_device
 
+# %% ../../nbs/api/compare/report.ipynb #311858e3
 from .answer import answer, difference_table, main_head
 from .experiment import used_value
 from .folds import CHOICE_NOTE, choices, fold_lines, fold_overlap, nested_choice
@@ -36,6 +37,7 @@ from asymcl.compare.records import (
     splits_name,
 )
 from .runs import batch_size_of
+from .subgroups import subgroups_section
 from ..core.files import versions, write_atomic
 from ..core.settings import FAMILIES, Settings, resolved
 from ..data.imbalance import advice_on_counts
@@ -412,6 +414,7 @@ $body
 _FILES = (
     "results.csv: one row per run; its column record names the files of the run",
     "operating_points.csv: thresholds of each run, and what they do on its test images",
+    "subgroups.csv: every metric of each subgroup, with --subgroup-column",
     "records/RECORD.json: settings, versions and results of one run",
     "records/RECORD.predictions.csv: split, class and probabilities of every validation and test "
     "image in that run",
@@ -616,6 +619,7 @@ def write_report(
     if mistakes:
         page = _PAGE.substitute(title="Confident mistakes", body=mistakes_html(mistakes))
         write_atomic(folder / "mistakes.html", page)
-    sections = [operating_html(folder, finished(runs))]
+    done = finished(runs)
+    sections = [operating_html(folder, done), subgroups_section(folder, done)]
     page = html_text(settings, runs, pictures, contrasts, records, sections)
     write_atomic(folder / "report.html", page)

@@ -9,6 +9,7 @@ __all__ = ['FEW_IMAGES', 'SUBGROUPS_NOTE', 'subgroup_table', 'subgroup_lines', '
            'subgroups_section']
 
 # %% ../../nbs/api/compare/subgroups.ipynb #844a7641
+import base64
 import math
 from html import escape
 from pathlib import Path
@@ -262,12 +263,11 @@ def _tables(folder, runs, facts):
 # %% ../../nbs/api/compare/subgroups.ipynb #33987705
 def subgroups_section(
     folder,  # folder of the comparison, with the records
-    runs,  # list of Run
+    runs,  # list of Run that did not diverge
 ) -> str:  # HTML; empty if no subgroups are known
     "Write subgroups.csv and subgroups.png, and return the section of the report."
     folder = Path(folder)
     records = folder / "records"
-    runs = [run for run in runs if run.problem is None]
     if not runs or not all(predictions_path(records, run).is_file() for run in runs):
         return ""
     facts = read_subgroups(records, runs)
@@ -279,13 +279,15 @@ def subgroups_section(
     write_atomic(folder / "subgroups.csv", text.encode(errors="backslashreplace"))
     best = max(tables, key=lambda name: _valid_score(runs, name))
     rare = runs[0].data["classes"][rarest_class(runs[0].data["counts"]["train"])]
-    write_atomic(folder / "subgroups.png", png_bytes(plot_subgroups(tables[best], rare)))
+    png = png_bytes(plot_subgroups(tables[best], rare))
+    write_atomic(folder / "subgroups.png", png)
     lines = "<br>".join(map(escape, subgroup_lines(tables[best], rare)))
     alt = f"Metrics of {best} for each subgroup"
     return (
         f"<h2>Subgroups</h2>\n<p>{escape(best)}, the best on validation images; subgroups.csv has "
         f"all methods. {escape(SUBGROUPS_NOTE)}</p>\n<p>{lines}</p>\n"
-        f'<img id="subgroups" alt="{escape(alt)}" src="subgroups.png">'
+        f'<img id="subgroups" alt="{escape(alt)}" src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode()}">'
     )
 
 
