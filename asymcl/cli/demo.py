@@ -77,7 +77,7 @@ def _check_options(options):
     if options.images is not None and not options.images.is_dir():
         raise ArgumentError("images", f"must be a folder, got {str(options.images)!r}")
 
-# %% ../../nbs/api/cli/demo.ipynb #adcf7771
+# %% ../../nbs/api/cli/demo.ipynb #766c48b0
 def _load(options):
     "Model, rule, and notes on them; raises an error for options that the model does not allow"
     from asymcl.infer.card import operating_point
@@ -92,9 +92,10 @@ def _load(options):
     kept = operating_point(model)
     if kept is not None and rule == Rule() and model.prior is None:
         rule = Rule(threshold=kept)
+        also = " if most probable, or" if kept.only_adds else ""
         notes.append(
-            f"{model.classes[kept.label]} from a probability of {kept.value:.3g}, the operating "
-            f"point of the model; on the validation images recall {kept.recall:.3f} of "
+            f"{model.classes[kept.label]}{also} from a probability of {kept.value:.3g}, the "
+            f"operating point of the model; on the validation images recall {kept.recall:.3f} of "
             f"{kept.images}, and false alarms for {kept.false_alarms:.3f} of the others"
         )
     return model, rule, notes
@@ -167,9 +168,13 @@ def _answer(file, model, rule, options):
     map = None if maps is None else overlay(pixels, maps[0])
     return "\n\n".join(lines), probabilities, map, shown
 
-# %% ../../nbs/api/cli/demo.ipynb #f2bdb035
-# Small images fill their frames, with their pixels as they are
-_CSS = ".image-frame img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated }"
+# %% ../../nbs/api/cli/demo.ipynb #06f1ffb2
+# Small images fill their frames, with their pixels as they are; neighbours are small
+_CSS = """
+.image-frame img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated }
+.grid-container { grid-template-columns: repeat(auto-fill, 15rem) !important }
+.grid-container img { image-rendering: pixelated }
+"""
 
 
 def _gradio():
@@ -182,7 +187,7 @@ def _gradio():
         raise ImportError('the page needs gradio: pip install "asymcl[demo]"') from error
     return gradio
 
-# %% ../../nbs/api/cli/demo.ipynb #f181f3b4
+# %% ../../nbs/api/cli/demo.ipynb #8c3ca6da
 def _page(model, rule, notes, options):
     "The page as gradio's Blocks"
     gr = _gradio()
@@ -203,7 +208,7 @@ def _page(model, rule, notes, options):
                 labels = gr.Label(label="Probability")
             map = gr.Image(label="What speaks for the most probable class", height=320, buttons=[])
         nearest = gr.Gallery(
-            label="Nearest training images", columns=8, object_fit="contain", buttons=[]
+            label="Nearest training images", height=300, object_fit="contain", buttons=[]
         )
         shown = [text, labels, map, nearest]
         answer = partial(_answer, model=model, rule=rule, options=options)

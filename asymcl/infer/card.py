@@ -171,9 +171,10 @@ def _decision_section(model):
         lines = ["None was chosen: an image gets the most probable class."]
     else:
         name = _plain(model.classes[point.label])
+        also = " if that is most probable, or" if point.only_adds else ""
         lines = [
-            f"An image is called {name} from a probability of {point.value:.3g}. On the validation "
-            f"images that finds {point.recall:.1%} of the {point.images} images of this class, and "
+            f"An image is called {name}{also} from a probability of {point.value:.3g}. On the "
+            f"validation images that finds {point.recall:.1%} of the {point.images} images of this class, and "
             f"{point.false_alarms:.1%} of the others are false alarms."
         ]
     if model.prior is not None:

@@ -127,7 +127,7 @@ def test_an_image_is_answered_and_nothing_leaves_this_machine(server):
         playwright.expect(page.get_by_text("dark, cosine 1.00, 20.png").first).to_be_visible()
         playwright.expect(page.locator("img")).to_have_count(5)  # image, map, three neighbours
         playwright.expect(page.get_by_label("Share")).to_have_count(0)
-        page.screenshot(path=os.environ.get("ASYMCL_DEMO_PICTURE", folder / "page.png"))
+        page.screenshot(path=folder / "page.png", full_page=True)
         chromium.close()
     outside = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert asked and not outside
