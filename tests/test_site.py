@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import pytest
+import torch
+
+from asymcl.losses import asymmetric_focal_contrastive_loss
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="the site is tested with playwright, which is not installed"
@@ -359,6 +362,98 @@ def test_search_finds_the_loss(visit, view):
     assert "AFCL" in page.inner_text("main")
     playwright.expect(search()).to_be_in_viewport()
     assert not reader.problems + axe_problems(page)
+
+
+EXPLORE = ROOT / "nbs/explanations/explore.ipynb"
+
+
+@pytest.fixture
+def explore(visit):
+    "Opens a window with what the notebook of the explorable shows, from its saved outputs"
+    cells = json.loads(EXPLORE.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    shown = ["".join(output["data"].get("text/html", "")) for output in outputs]
+
+    def start(view="light"):
+        reader = visit(view)
+        reader.page.set_content(f"<!doctype html><main>{''.join(shown)}</main>")
+        return reader
+
+    return start
+
+
+def test_explorable_shows_its_script(explore):
+    script = explore().page.locator("main > script").first.text_content()
+    assert script.strip() == (EXPLORE.parent / "explore.js").read_text().strip()
+
+
+def test_explorable_agrees_with_the_figures_of_the_library(explore):
+    page = explore().page
+    known = json.loads(page.locator("#explore-figures").text_content())
+    assert len(known["figures"]) > 30
+    for figures in known["figures"]:
+        settings = figures.pop("settings")
+        found = page.evaluate(
+            "([settings, cosines]) => explore.figures(settings, cosines, [settings.eta])",
+            [settings, known["cosines"]],
+        )
+        found["shares"] = found["shares"][0]
+        assert found.keys() == figures.keys()
+        for name, values in figures.items():
+            torch.testing.assert_close(
+                torch.tensor(found[name], dtype=torch.float64),
+                torch.tensor(values, dtype=torch.float64),
+                rtol=0,
+                atol=1e-6,
+                msg=lambda text, name=name, settings=settings: f"{name}, {settings}: {text}",
+            )
+
+
+@pytest.mark.parametrize("averaging", ["pairs", "batch"])
+def test_explorable_has_the_loss_of_the_library_for_its_own_batch(explore, averaging):
+    options = dict(gamma=1.5, eta=40, temperature=0.1, averaging=averaging)
+    batch, figures = explore().page.evaluate(
+        "settings => [explore.layout(settings), explore.figures(settings, [], [])]",
+        options | dict(rare=7, anchor="frequent", angle=75),
+    )
+    angles = torch.tensor(batch["angles"], dtype=torch.float64)
+    points = torch.stack([angles.cos(), angles.sin()], 1)
+    loss = asymmetric_focal_contrastive_loss(points, torch.tensor(batch["labels"]), **options)
+    assert figures["loss"] == pytest.approx(loss.item(), rel=0, abs=1e-6)
+
+
+def test_explorable_works_with_the_keyboard(explore):
+    reader = explore()
+    page = reader.page
+    eta = page.get_by_label("eta", exact=True)
+    anchor = page.get_by_role("slider", name="Angle of the anchor")
+    eta.press("End")
+    anchor.press("ArrowRight")
+    assert anchor.get_attribute("aria-valuenow") == "102"
+    figures = page.evaluate("explore.figures({...explore.START, eta: 300, angle: 102}, [], [300])")
+    shown = [page.locator(f".share-{name}").text_content() for name in ("own", "at")]
+    assert shown == [f"{share:.1%}" for share in figures["shares"][0]]
+    cells = page.locator(".forces td").all_text_contents()
+    rows = [f"{x:+.4f}".replace("-", "−") for row in figures["forces"][::-1] for x in row]
+    assert cells == rows
+    page.get_by_role("button", name="Reset").press("Enter")
+    assert (eta.input_value(), anchor.get_attribute("aria-valuenow")) == ("0", "100")
+    assert not reader.problems
+
+
+def test_anchor_of_the_explorable_can_be_dragged_on_a_phone(explore):
+    reader = explore("phone")
+    page = reader.page
+    anchor = page.get_by_role("slider", name="Angle of the anchor")
+    anchor.scroll_into_view_if_needed()
+    circle, ring = page.locator(".circle").bounding_box(), anchor.bounding_box()
+    page.mouse.move(ring["x"] + ring["width"] / 2, ring["y"] + ring["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(circle["x"], circle["y"] + circle["height"] / 2, steps=4)
+    page.mouse.up()
+    page.mouse.move(circle["x"], circle["y"])
+    assert 179 <= int(anchor.get_attribute("aria-valuenow")) <= 181
+    assert not reader.problems + page.evaluate(TOO_WIDE)
 
 
 @pytest.mark.browser
