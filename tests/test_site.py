@@ -441,18 +441,42 @@ def test_explorable_works_with_the_keyboard(explore):
     assert not reader.problems
 
 
-def test_anchor_of_the_explorable_can_be_dragged_on_a_phone(explore):
+def middle(locator):
+    "Centre of an element in the window"
+    box = locator.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_anchor_of_the_explorable_can_be_dragged_with_the_mouse(explore):
+    page = explore().page
+    anchor = page.get_by_role("slider", name="Angle of the anchor")
+    x, y = middle(page.locator(".circle"))
+    page.mouse.move(*middle(anchor))
+    page.mouse.down()
+    page.mouse.move(x - 80, y, steps=4)
+    page.mouse.up()
+    page.mouse.move(x, y + 80)
+    assert anchor.get_attribute("aria-valuenow") == "180"
+
+
+def test_anchor_of_the_explorable_can_be_dragged_with_a_finger_on_a_phone(explore):
     reader = explore("phone")
     page = reader.page
     anchor = page.get_by_role("slider", name="Angle of the anchor")
     anchor.scroll_into_view_if_needed()
-    circle, ring = page.locator(".circle").bounding_box(), anchor.bounding_box()
-    page.mouse.move(ring["x"] + ring["width"] / 2, ring["y"] + ring["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(circle["x"], circle["y"] + circle["height"] / 2, steps=4)
-    page.mouse.up()
-    page.mouse.move(circle["x"], circle["y"])
-    assert 179 <= int(anchor.get_attribute("aria-valuenow")) <= 181
+    before = page.evaluate("scrollY")
+    finger = page.context.new_cdp_session(page)
+
+    def touch(kind, *places):
+        points = [dict(x=x, y=y) for x, y in places]
+        finger.send("Input.dispatchTouchEvent", dict(type=kind, touchPoints=points))
+
+    (x, y), (start_x, start_y) = middle(page.locator(".circle")), middle(anchor)
+    touch("touchStart", (start_x, start_y))
+    for part in (0.25, 0.5, 0.75, 1):  # to the bottom of the circle
+        touch("touchMove", (start_x + part * (x - start_x), start_y + part * (y + 80 - start_y)))
+    touch("touchEnd")
+    assert anchor.get_attribute("aria-valuenow") == "270" and page.evaluate("scrollY") == before
     assert not reader.problems + page.evaluate(TOO_WIDE)
 
 

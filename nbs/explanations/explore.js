@@ -164,7 +164,6 @@ window.explore = (() => {
     #explore .dashed { stroke-dasharray: 7 4; }
     #explore .dot { fill: none; stroke-width: 9; stroke-linecap: round; }
     #explore .handle { cursor: grab; outline: none; }
-    #explore .handle * { touch-action: none; }
     #explore .ring { fill: transparent; stroke: currentColor; stroke-width: 2; }
     #explore .handle:focus-visible .ring { stroke-width: 5; }
     #explore h3 { font-size: 1rem; margin: 0 0 .3rem; }
@@ -237,7 +236,7 @@ window.explore = (() => {
       <svg class="pairs" viewBox="0 0 360 230" role="img"
         aria-label="Loss of a pair against its cosine"></svg>
       <p>${key("positive")} positive, ${key("negative", true)} negative: what one more image would
-        add to the anchor's loss, now <output class="anchor-loss"></output>.</p>
+        add. The anchor's loss now: <output class="anchor-loss"></output></p>
     </div>
     <div>
       <h3>The rare class's share of the gradient</h3>
@@ -353,6 +352,8 @@ window.explore = (() => {
     form.addEventListener("input", ({ target }) =>
       show({ [target.name]: target.type === "range" ? Number(target.value) : target.value }));
     find("button").addEventListener("click", () => show(START));
+    // A finger on the anchor drags it and does not scroll the page; touch-action ignores SVG groups
+    handle.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
     handle.addEventListener("pointerdown", (event) => handle.setPointerCapture(event.pointerId));
     handle.addEventListener("pointermove", (event) => {
       if (!handle.hasPointerCapture(event.pointerId)) return;
