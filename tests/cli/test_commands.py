@@ -83,6 +83,7 @@ def test_first_command_leaves_a_folder_of_results(first_run):
         "near_duplicates.csv",
         "near_duplicates.png",
         "comparison.png",
+        "mistakes.html",
     } <= names
     assert str(folder.relative_to(where) / "report.html") in done.stdout
     content = json.loads((folder / "results.json").read_text())
