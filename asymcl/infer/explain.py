@@ -102,13 +102,13 @@ def _check_labels(labels, images, classes):
 # %% ../../nbs/api/infer/explain.ipynb #dd465e21
 def grad_cam(
     model,  # TrainedModel with a convolutional encoder
-    images,  # (n, channels, height, width), as for `TrainedModel.outputs`
+    images,  # (n, channels, height, width), as the model takes them
     labels=None,  # (n,) int64, class of each map; None: the most probable class
 ) -> torch.Tensor:  # (n, height, width) in 0..1, on the CPU
     """Compute the Grad-CAM map of a class for each image (Selvaraju et al. 2017).
 
     Raises ImportError without captum, ValueError for an encoder without convolutional maps and for
-    labels out of range, and the errors of `TrainedModel.outputs` for unsuitable images."""
+    labels out of range, and the errors of the model for unsuitable images."""
     attr = _captum()
     encoder, head = model.encoder, model.head
     logits = model.outputs(images)[1]
