@@ -76,13 +76,7 @@ def bound_names(trees):
             yield node.name
 
 
-HIDDEN_IMPORTS = pytest.mark.xfail(reason="imports os and warnings in a hidden cell")
-OWN_IMAGES = "nbs/tutorials/own_images.ipynb"
-
-
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[HIDDEN_IMPORTS] * (p == OWN_IMAGES)) for p in TUTORIALS]
-)
+@pytest.mark.parametrize("path", TUTORIALS)
 def test_the_code_that_readers_see_needs_no_hidden_cell(path):
     trees = [ast.parse(source) for _, source in code_of(path)]
     used = {

@@ -721,7 +721,7 @@ def export_onnx(
     self: TrainedModel,
     path,  # path of the file, usually .onnx
 ):
-    "Write an ONNX file, `images` to `probabilities`. Raises RuntimeError without onnx."
+    "Write an ONNX file for images of the model's size. Raises RuntimeError without onnx."
     try:
         import onnx, onnxscript  # noqa: E401, F401
     except ImportError as error:

@@ -164,10 +164,9 @@ window.explore = (() => {
     #explore .dashed { stroke-dasharray: 7 4; }
     #explore .dot { fill: none; stroke-width: 9; stroke-linecap: round; }
     #explore .handle { cursor: grab; outline: none; }
-    #explore .handle * { touch-action: none; }
     #explore .ring { fill: transparent; stroke: currentColor; stroke-width: 2; }
     #explore .handle:focus-visible .ring { stroke-width: 5; }
-    #explore h3 { font-size: 1rem; margin: 0 0 .3rem; }
+    #explore h2 { font-size: 1rem; margin: 0 0 .3rem; padding: 0; border: 0; }
     #explore :is(p, td, th) { font-size: .85rem; margin: .3rem 0; }
     #explore table { width: 100%; font-variant-numeric: tabular-nums; }
     #explore :is(td, th) { padding: .15rem .3rem; text-align: right; border: 0; }
@@ -213,7 +212,7 @@ window.explore = (() => {
       <button type="button">Reset</button>
     </form>
     <div>
-      <h3>Pull and push on the anchor</h3>
+      <h2>Pull and push on the anchor</h2>
       <svg class="circle" viewBox="-156 -156 312 312">
         <circle class="axis" r="100"></circle><g class="points"></g><g class="arrows"></g>
         <g class="handle" tabindex="0" role="slider" aria-label="Angle of the anchor in degrees"
@@ -230,17 +229,18 @@ window.explore = (() => {
         <thead><tr><th>step of descent</th><th>own loss</th><th>others' losses</th></tr></thead>
         <tbody class="forces"></tbody>
       </table>
-      <p>Counter-clockwise where positive. An arrow is as long as the square root of its step.</p>
+      <p>Counter-clockwise where positive. The length of an arrow is the square root of its step,
+        up to a step of 0.5.</p>
     </div>
     <div>
-      <h3>Loss of a pair</h3>
+      <h2>Loss of a pair</h2>
       <svg class="pairs" viewBox="0 0 360 230" role="img"
         aria-label="Loss of a pair against its cosine"></svg>
       <p>${key("positive")} positive, ${key("negative", true)} negative: what one more image would
-        add to the anchor's loss, now <output class="anchor-loss"></output>.</p>
+        add. The anchor's loss now: <output class="anchor-loss"></output></p>
     </div>
     <div>
-      <h3>The rare class's share of the gradient</h3>
+      <h2>The rare class's share of the gradient</h2>
       <svg class="shares" viewBox="0 0 360 230" role="img"
         aria-label="Share of the rare class in the gradient against eta"></svg>
       <p>${key("rare")} of its own losses: <output class="share-own"></output><br>
@@ -353,6 +353,8 @@ window.explore = (() => {
     form.addEventListener("input", ({ target }) =>
       show({ [target.name]: target.type === "range" ? Number(target.value) : target.value }));
     find("button").addEventListener("click", () => show(START));
+    // A finger on the anchor drags it and does not scroll the page; touch-action ignores SVG groups
+    handle.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
     handle.addEventListener("pointerdown", (event) => handle.setPointerCapture(event.pointerId));
     handle.addEventListener("pointermove", (event) => {
       if (!handle.hasPointerCapture(event.pointerId)) return;
