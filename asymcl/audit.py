@@ -1,4 +1,4 @@
-"""Images that are probably mislabelled, and near duplicates in different splits.
+"""Rank images by how probably they are mislabelled, and list near duplicates in different splits.
 
 Docs: https://asymcl.github.io/asymcl/api/audit.html.md"""
 
@@ -83,7 +83,7 @@ def confident_classes(
     probabilities,  # (n, classes), held out
     labels,  # integers (n,) in 0..classes-1, every class at least once
 ) -> np.ndarray:  # (n,) class index; -1: no class
-    "Find the class of which each image is confidently, by the threshold of that class."
+    "Find the class that each image confidently belongs to, by the threshold of that class."
     classes = range(probabilities.shape[1])
     thresholds = np.array([probabilities[labels == c, c].mean() for c in classes])
     above = np.where(probabilities >= thresholds, probabilities, -1.0)
@@ -250,7 +250,7 @@ def audit(
 ) -> tuple:  # DataFrame of suspicious labels, DataFrame of near duplicates
     """Audit the labels of training and validation images, and near duplicates of all splits.
 
-    Rows name images by their index in `data.images`, split and file. Warns of an encoder without
+    Rows name images by their index in `data.images`, split and file. Warns about an encoder without
     pretrained weights. Raises ArgumentError for data that are too small."""
     if not getattr(encoder, "pretrained", False):
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Thresholds for a recall, a precision or a cost ratio, another prevalence, costs and net benefit, and an expert for doubtful images.
+"""Turn probabilities into decisions: thresholds for a recall, precision or cost ratio, costs, and sets of classes for doubtful images.
 
 Docs: https://asymcl.github.io/asymcl/api/decisions.html.md"""
 
@@ -54,7 +54,7 @@ def rank_for_recall(
     recall,  # required recall, in (0, 1)
     confidence=0.95,  # required probability of that recall, in (0, 1); None: on average
 ) -> int:  # rank in 0..n; 0: n images are too few
-    "Find the largest k such that the k-th lowest of n scores is a threshold with that recall."
+    "Find the largest k such that the k-th lowest of n scores is a threshold with this recall."
     if confidence is None:
         return min(n, math.floor((n + 1) * (1 - recall) + 1e-9))
     return int((binom.sf(range(n), n, 1 - recall) >= confidence).sum())
@@ -261,7 +261,7 @@ def decide(
     probabilities,  # (n, classes)
     threshold=None,  # Threshold; None: the most probable class
 ) -> np.ndarray:  # (n,) int
-    "Choose the class of the threshold for images that reach it, else the most probable other one."
+    "Assign images that reach the threshold to its class, others to the most probable other class."
     p = as_array(probabilities, "probabilities")
     if threshold is None:
         return p.argmax(1)
@@ -418,7 +418,7 @@ def prediction_sets(
 def decide_or_ask(
     sets,  # (n, classes) bool
 ) -> np.ndarray:  # (n,) class indices, EXPERT where a set has no class or several
-    "Choose the class of the sets that have a single one."
+    "Choose the class of each set with exactly one class, and EXPERT for other sets."
     return np.where(sets.sum(1) == 1, sets.argmax(1), EXPERT)
 
 
@@ -426,7 +426,7 @@ def class_coverage(
     sets,  # (n, classes) bool
     labels,  # (n,) class indices
 ) -> np.ndarray:  # (classes,); NaN for a class without images
-    "Compute, for each class, the share of its images whose set has it."
+    "Compute, for each class, the share of its images whose set contains it."
     labels = as_array(labels, "labels")
     of_classes = [sets[labels == c, c] for c in range(sets.shape[1])]
     return np.array([found.mean() if len(found) else np.nan for found in of_classes])

@@ -108,8 +108,8 @@ def _compare_parser():
         "--contrasts",
         type=contrasts,
         metavar="PAIRS",
-        help="the only differences that the report tests, by names of its table, as 'ACL vs CL, "
-        "CE vs frozen' (default: all methods with CL and CE)",
+        help="pairs of methods whose difference the report tests, by names of its table, such as "
+        "'ACL vs CL, CE vs frozen' (default: all methods with CL and CE)",
     )
     parser.add_argument(
         "--dry-run",

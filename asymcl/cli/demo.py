@@ -1,4 +1,4 @@
-"""A page in the browser for a saved model: drop an image, and see class, probability, decision, map and nearest training images.
+"""Show colleagues what a saved model does: a page in the browser that classifies and explains the images that they drop on it.
 
 Docs: https://asymcl.github.io/asymcl/api/cli/demo.html.md"""
 

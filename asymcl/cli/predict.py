@@ -39,31 +39,31 @@ def add_decisions(parser):
         "--recall",
         type=float,
         metavar="SHARE",
-        help="share of the rare class that must be found, such as 0.95: an image gets this class "
-        "also if it is not the most probable one, from a probability that the validation images "
-        "of the model determine (default: the most probable class)",
+        help="share of the images of the rare class that must be found, such as 0.95: the "
+        "validation images of the model determine a threshold, and an image above it gets this "
+        "class even if another one is more probable (default: the most probable class)",
     )
     add(
         "--precision",
         type=float,
         metavar="SHARE",
-        help="share of the images with the rare class that must be right, such as 0.9: an image "
-        "gets this class from a probability that the validation images determine",
+        help="share of the images classified as rare that must be rare, such as 0.9: the "
+        "validation images determine a threshold, and an image above it gets this class",
     )
     add(
         "--cost-ratio",
         type=float,
         metavar="RATIO",
         help="cost of a missed image of the rare class divided by the cost of a false alarm, such "
-        "as 10: an image gets this class from the probability of the lowest cost",
+        "as 10: an image gets this class if that has the lower expected cost",
     )
     add(
         "--coverage",
         type=float,
         metavar="SHARE",
         help="probability, for each class, that the set of classes in the column prediction set "
-        "has the true one, such as 0.9; where it has not a single class, the class is: "
-        "ask an expert",
+        "has the true one, such as 0.9; if the set is not exactly one class, the column class "
+        "is: ask an expert",
     )
 
 # %% ../../nbs/api/cli/predict.ipynb #d7c0f001

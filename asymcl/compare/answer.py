@@ -1,4 +1,4 @@
-"""What a comparison shows, in five lines: what to change first, what differs, what does not, what to try next, and what stays open.
+"""Read a comparison in five lines: what to change first, what differs or does not, what to try next, what is not shown.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/answer.html.md"""
 
@@ -72,7 +72,7 @@ def _gains(runs, head, metric):
 
 
 def _first_change(runs):
-    "Say what another head than plain cross-entropy brings"
+    "Describe the effect of another head than plain cross-entropy"
     heads = {}
     for run in runs:
         score = run.valid_metrics["unweighted_accuracy"]
@@ -134,7 +134,7 @@ def _shown(rows, head):
 
 
 def _differs(table, head):
-    "Name the significant differences, the largest first, or say why there are none"
+    "Name the significant differences, the largest first, or the reason why there are none"
     if table.empty:
         return "nothing was tested: a test needs two seeds or more, and CE, CL or --contrasts"
     if table["p_floor"].min() > 0.05:
@@ -174,7 +174,7 @@ def _mean_score(runs, name, metrics="metrics", key="roc_auc"):
 
 
 def _next_step(runs):
-    "Say what training the encoder brings, and what to try next"
+    "Describe the gain from training the encoder, and what to try next"
     head = main_head(runs)
     runs = [run for run in runs if run.varied.get("head") == head]
     trained = list(dict.fromkeys(run.method for run in runs if run.regime != "frozen"))
@@ -202,7 +202,7 @@ def _share(counts, index):
 
 
 def _limits(runs):
-    "Say what the runs cannot show"
+    "Describe what the runs cannot show"
     about = runs[0].data
     index = rarest_class(about["counts"]["train"])
     rare = about["classes"][index]
@@ -224,7 +224,7 @@ def answer(
     runs,  # list of Run, with facts about their data
     contrasts=None,  # pairs (method, baseline); None: those of `default_contrasts`
 ) -> dict:  # name of a line -> sentence without a full stop; empty if every run diverged
-    "Say in five lines what to change first, what differs, what to try next, and what stays open."
+    "Summarize in five lines: the first change, significant and open differences, next step, limits."
     done = [run for run in runs if run.problem is None]
     if not done:
         return {}

@@ -1,4 +1,4 @@
-"""Repeated grouped cross-validation for few rare images: honest intervals, and settings chosen in each fold.
+"""Test each of a few rare images once, by cross-validation: corrected intervals, and settings chosen in each fold.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/folds.html.md"""
 
@@ -15,7 +15,7 @@ from dataclasses import replace
 def fold_overlap(
     runs,  # list of Run, with facts about their data
 ) -> float:  # 0 without folds
-    "Return the number of test images over that of the others, as `mean_interval` takes it."
+    "Return the number of test images divided by that of the others, as `mean_interval` takes it."
     folds = runs[0].data.get("folds")
     return 0.0 if folds is None else 1 / (folds - 1)
 

@@ -1,4 +1,4 @@
-"""The labels and the near duplicates of a comparison, as tables, contact sheets and a section of the report.
+"""Find probable label errors and near duplicates in the images of a comparison, as tables, pictures and a section of the report.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/label_audit.html.md"""
 

@@ -1,4 +1,4 @@
-"""The most confident mistakes of each method, with their maps and nearest training images, as a page of the report.
+"""See why a method is wrong: its most confident mistakes, with maps and nearest training images, beside the report.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/mistakes.html.md"""
 

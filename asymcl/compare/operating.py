@@ -1,4 +1,4 @@
-"""The section of a report on decisions: thresholds chosen on validation and judged on test images, curves and costs.
+"""Show recall, false alarms and costs at thresholds chosen on validation images, with curves, as a section of the report.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/operating.html.md"""
 
@@ -340,7 +340,7 @@ def operating_html(
     folder,  # folder of the comparison, with the folder records
     runs,  # list of Run that did not diverge
 ) -> str:
-    "Write table and figures of the operating points, and return the section; empty without scores."
+    "Write table and figures of the operating points; return the section, empty without scores."
     folder = Path(folder)
     scored = read_scores(folder / "records", runs)
     if not scored:

@@ -1,4 +1,4 @@
-"""Every metric for each site, device or skin type, with intervals, and which subgroup is worse than chance allows.
+"""Find out whether a model is worse for one site, device or skin type than for others, and whether that could be chance.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/subgroups.html.md"""
 
@@ -100,7 +100,7 @@ FEW_IMAGES = 10  # smallest number of images for which an interval is shown
 
 
 def _least(metric, counts, rare):
-    "Number of images on which a metric rests"
+    "Number of images from which a metric is computed"
     if metric == "calibration_error":
         return counts.sum()
     return counts[rare] if metric in ("recall", "average_precision") else counts.min()

@@ -65,8 +65,8 @@ class DataSettings:
     # ratio of the largest to the smallest class of an exponential long tail, instead of proportions
     long_tail_ratio: float | None = None
     train_total: int | None = None  # number of training images (default: all that fit)
-    # number of folds of a cross-validation that keeps groups together, where splits are drawn:
-    # as many seeds as folds test each image once, as many again are a repeat
+    # number of folds of a cross-validation that keeps groups together, where splits are drawn;
+    # with as many seeds as folds, each image is tested once, and further seeds repeat this
     # (default: no folds, each seed draws a split)
     folds: int | None = None
     reading: Reading = Reading()  # how image files are found and decoded
@@ -99,7 +99,7 @@ class Settings(DataSettings):
     # number of images in a batch, over all processes, two views of each
     # (default: 128, or all training images where there are fewer)
     batch_size: int | None = None
-    # power of the class counts by which batches are filled: 0 balanced, 1 as they are,
+    # exponent of the class counts in the shares of a batch: 0 balanced, 1 as they are,
     # with at least two images of each class (default: none, plain shuffling)
     sampler_alpha: float | None = None
     optimizer: str = "adam"  # optimiser; sgd has momentum 0.9 and weight decay 5e-5

@@ -1,4 +1,4 @@
-"""A page beside every saved model: its data, metrics with intervals, operating point, calibration and limits.
+"""Describe a saved model for its users: data, metrics with intervals, operating point, calibration and limits.
 
 Docs: https://asymcl.github.io/asymcl/api/infer/card.html.md"""
 
@@ -202,7 +202,7 @@ def _calibration_section(model):
 
 # %% ../../nbs/api/infer/card.ipynb #6d2d34c8
 def _limits(model):
-    "What the figures do not say"
+    "Limits of the reported values"
     gallery = model.gallery
     limits = [
         "The figures hold for images like those above: other devices, sites or groups of people "
@@ -275,7 +275,7 @@ def write_card(
     path,  # file that ends in .md
     text,  # text as from `card_text`
 ) -> Path:  # file that was written
-    "Write a card, beside an edited one and with a warning if there is one."
+    "Write a card; if there is an edited one, write beside it and warn."
     path = Path(path)
     names = (f"{path.stem}.new{n if n > 1 else ''}.md" for n in count(1))
     new = path

@@ -1,4 +1,4 @@
-"""Which parts of an image a class owes its probability to, and which training images are nearest, for the most confident mistakes.
+"""Find out why a model is wrong: the parts of an image that raise the probability of a class, and the nearest training images.
 
 Docs: https://asymcl.github.io/asymcl/api/infer/explain.html.md"""
 

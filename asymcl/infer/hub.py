@@ -1,4 +1,4 @@
-"""Publish a saved model with its card, and load one by name and revision.
+"""Share a saved model and its card on the Hugging Face hub, and load exactly that version again.
 
 Docs: https://asymcl.github.io/asymcl/api/infer/hub.html.md"""
 
@@ -73,7 +73,7 @@ def load_from_hub(
     revision=None,  # commit, tag or branch; None: the newest commit
     encoder=None,  # nn.Module, as for `load_model`; only needed for a custom encoder
 ) -> TrainedModel:
-    """Load `model.safetensors` of a repository on the Hugging Face hub. Nothing in it is ever run.
+    """Load `model.safetensors` of a repository on the Hugging Face hub, without running any code.
 
     Raises ImportError without huggingface_hub, the errors of `load_model` for an unsuitable file,
     and the errors of huggingface_hub."""
