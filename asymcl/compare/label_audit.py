@@ -57,8 +57,8 @@ def write_audit(
 
 # %% ../../nbs/api/compare/label_audit.ipynb #4539ebe4
 _NOT_AUDITED = (
-    "Not audited. A comparison that starts with pretrained weights (--weights, from elsewhere or "
-    "from asymcl-pretrain) also lists probably wrong labels and near duplicates across splits."
+    "Not audited. A comparison from pretrained weights (--weights, such as those of timm or of "
+    "asymcl-pretrain) also lists labels that are probably wrong, and near duplicates across splits."
 )
 
 

@@ -66,8 +66,8 @@ MISTAKES_NOTE = (
     "probability and its true class; the places that speak for the predicted class (Grad-CAM); the "
     "nearest training images in feature space. A cross marks a class that is not the true one. "
     "Look for wrong labels, for near-duplicates of another class, and for marks that come with one "
-    "class only. A map shows where the model looks, not whether that is right. Test images stay "
-    "unseen."
+    "class only. A map shows where the model looks, not whether that is right. Test images are not "
+    "shown, so that they remain unseen."
 )
 
 

@@ -413,7 +413,8 @@ $body
 """)
 _FILES = (
     "results.csv: one row per run; its column record names the files of the run",
-    "operating_points.csv: thresholds of each run, and what they do on its test images",
+    "operating_points.csv: thresholds of each run, with recall, false alarms and costs on its test "
+    "images",
     "subgroups.csv: every metric of each subgroup, with --subgroup-column",
     "records/RECORD.json: settings, versions and results of one run",
     "records/RECORD.predictions.csv: split, class and probabilities of every validation and test "
