@@ -364,6 +364,22 @@ def test_search_finds_the_loss(visit, view):
     assert not reader.problems + axe_problems(page)
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("term", ["AFCL", "eta", "TwoStageLearner", "label_issues"])
+def test_search_puts_names_and_terms_first(visit, term):
+    reader = visit()
+    reader.open("index.html")
+    reader.page.get_by_role("searchbox").fill(term)
+    first = reader.page.locator("a.search-result .search-result-title").first
+    playwright.expect(first).to_have_text(term)
+    assert not reader.problems
+
+
+def test_texts_of_the_search_have_no_tex():
+    texts = [section["text"] for section in json.loads((SITE / "search.json").read_text())]
+    assert not [text for text in texts if re.search(r"\\(eta|gamma|frac|cdot|tau)\b", text)]
+
+
 EXPLORE = ROOT / "nbs/explanations/explore.ipynb"
 
 

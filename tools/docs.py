@@ -14,6 +14,8 @@ nowhere inside the site, anything that a page would fetch from another host, and
 
 import base64
 import html
+import importlib
+import inspect
 import io
 import json
 import os
@@ -23,6 +25,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from importlib.metadata import entry_points
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -86,6 +89,11 @@ def with_smaller_pictures(text):
                 png = smaller(base64.b64decode("".join(picture)))
                 output["data"]["image/png"] = base64.b64encode(png).decode()
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def get_index():
+    "Documented names of each module, as nbdev has them"
+    return importlib.import_module("asymcl._modidx").d["syms"]
 
 
 def process_notebooks():
@@ -249,6 +257,111 @@ def finish_site(built, base):
     return problems
 
 
+SIGNS = dict(
+    cdot="·",
+    le="≤",
+    ge="≥",
+    ne="≠",
+    sum="Σ",
+    partial="∂",
+    sqrt="√",
+    times="×",
+    pm="±",
+    approx="≈",
+    propto="∝",
+    to="→",
+)
+SIGNS |= {
+    "in": "∈",
+    "dots": "…",
+    "lfloor": "⌊",
+    "rfloor": "⌋",
+    "top": "ᵀ",
+    "mid": "|",
+    "lvert": "|",
+    "rvert": "|",
+}
+SIGNS |= {
+    name: chr(0x3B1 + i)
+    for i, name in enumerate(
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
+    )
+}
+SIGNS |= {name: chr(0x3C0 + i) for i, name in enumerate("pi rho".split())} | dict(
+    sigma="σ", tau="τ", varphi="φ", Phi="Φ", Sigma="Σ"
+)
+SIGNS |= dict.fromkeys(
+    "mathrm mathbf mathcal mathbb text left right bar hat tilde tfrac displaystyle".split(), ""
+)
+SIGNS |= {name: name for name in "log exp max min ln cos".split()}
+FOUND = "fuse.search(q, { limit }).map((h) => h.item)"  # in smalldocs.js
+EXACT_FIRST = """fuse.search(q, { limit: 10 * limit }).map((h) => h.item)
+          .sort((a, b) => (b.title.toLowerCase() === q.toLowerCase()) - (a.title.toLowerCase() === q.toLowerCase()))
+          .slice(0, limit)"""
+LONGEST_ENTRY = 1500  # characters of a section that the search looks at
+
+
+def readable(text):
+    "A text with its TeX as plain signs"
+    text = re.sub(r"([_^])\{([^{}]*)\}", r"\1\2", text)
+    part = r"\s*(?:\{([^{}]*)\}|(\w))"
+    text = re.sub(rf"\\t?frac{part}{part}", r"\1\2/\3\4", text)
+    return re.sub(r"\\([a-zA-Z]+)", lambda m: SIGNS.get(m[1], m[0]), text)
+
+
+def entry(href, title, section, text):
+    "An entry of the search"
+    return dict(objectID=f"{href} {title}", href=href, title=title, section=section, text=text)
+
+
+def symbols(pages):
+    "Entries of the public names, with the first line of their docstrings; `pages`: page -> its HTML"
+    found = []
+    for module_name, names in get_index().items():
+        module = importlib.import_module(module_name)
+        page = next((href.partition("#")[0] for href, _ in names.values()), None)
+        public = {name: page for name in getattr(module, "__all__", ())}
+        public |= {full[len(module_name) + 1 :]: href for full, (href, _) in names.items()}
+        for name, href in public.items():
+            if page not in pages or any(part.startswith("_") for part in name.split(".")):
+                continue
+            thing = attrgetter(name)(module)
+            anchor = (href.partition("#")[2] or getattr(thing, "__name__", "")).lower()
+            known = f'data-anchor-id="{anchor}"' in pages[page]
+            text = (inspect.getdoc(thing) or "").partition("\n")[0] if callable(thing) else ""
+            found.append(entry(f"{page}#{anchor}" if known else page, name, module_name, text))
+    return found
+
+
+def glossary_entries():
+    "Entries of the terms of the glossary"
+    page = "explanations/glossary"
+    cells = json.loads((ROOT / f"nbs/{page}.ipynb").read_text())["cells"]
+    lines = "".join("".join(cell["source"]) + "\n" for cell in cells)
+    terms = re.findall(r"^- \*\*(.+?)\*\*: (.+?)(?: \[[^\]]*\]\([^)]*\))*$", lines, re.MULTILINE)
+    return [
+        entry(f"{page}.html#{term[0].lower()}", term, "Glossary", text.replace("`", ""))
+        for term, text in terms
+    ]
+
+
+def improve_search(out):
+    "Add names and terms to the search, show those that are the query first, and make texts readable"
+    script = out / "site_libs/smalldocs.js"
+    text = script.read_text()
+    if FOUND not in text:
+        raise SystemExit("smalldocs.js has another search: adapt FOUND in tools/docs.py")
+    script.write_text(text.replace(FOUND, EXACT_FIRST))
+    path = out / "search.json"
+    pages = {p.relative_to(out).as_posix(): p.read_text() for p in out.rglob("*.html")}
+    sections = json.loads(path.read_text())
+    for section in sections:
+        section["text"] = readable(section["text"])[:LONGEST_ENTRY]
+        section["section"] = readable(section["section"])
+    entries = symbols(pages) + glossary_entries() + sections
+    path.write_text(json.dumps(entries, ensure_ascii=False, separators=(",", ":")))
+
+
 class Page(HTMLParser):
     "What the checks need to know of one page"
 
@@ -376,6 +489,7 @@ def main():
     built.build()
     problems += [w for w in built.warnings if not any(e in w for e in EXPECTED_WARNINGS)]
     problems += finish_site(built, base)
+    improve_search(built.out)
     problems += check_site(built.out)
     if problems:
         raise SystemExit(
