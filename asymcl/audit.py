@@ -273,14 +273,14 @@ def _name(row, prefix=""):
     "Name of an image in a sheet: its file, or split and number"
     file = row.get(f"{prefix}file")
     if file is not None:
-        return Path(file).name[-22:]
+        return Path(file).name[-22:].encode(errors="backslashreplace").decode()
     return f"{row[f'{prefix}split']} {row[f'{prefix}image']}"
 
 
 def _draw(ax, image, title):
     "Draw an image without axes"
     ax.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255)
-    ax.set_title(title, fontsize=7)
+    ax.set_title(title, fontsize=7, parse_math=False)  # a name may have dollar signs
     ax.axis("off")
 
 # %% ../nbs/api/audit.ipynb #a5d4f916

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from asymcl.audit import confident_classes, label_issues, near_duplicates
+from asymcl.audit import confident_classes, label_issues, near_duplicates, plot_issues
 from asymcl.compare.label_audit import audit_html
 from asymcl.core.checks import ArgumentError
 from asymcl.data import fashion_mnist
+from asymcl.data.datasets import ImageData
 from asymcl.models import encode_all, small_encoder
+from asymcl.plots import png_bytes
 from asymcl.pretrained import load_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "cleanlab.json"  # of cleanlab 2.9.0
@@ -171,3 +173,19 @@ def test_the_report_escapes_names(tmp_path):
     pd.DataFrame(columns=columns).to_csv(tmp_path / "near_duplicates.csv", index=False)
     page = audit_html(tmp_path)
     assert "1 of 1 &lt;b&gt;" in page and "<b>" not in page
+
+
+def test_a_sheet_shows_any_file_name_and_class():
+    "Bytes that are not UTF-8, and dollar signs, which are not mathematics"
+    data = ImageData(
+        images=torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        labels=torch.tensor([0, 1]),
+        classes=("$a^^$", "b"),
+        splits=dict(train=torch.arange(2)),
+        files=("\udcff.png", "$x^^$.png"),
+        name="made up",
+        source="memory",
+        seed=0,
+    )
+    names = dict(file=data.files, given=data.classes, suggested=data.classes[::-1])
+    png_bytes(plot_issues(data, pd.DataFrame(dict(image=[0, 1]) | names)))

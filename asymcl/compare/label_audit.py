@@ -32,7 +32,14 @@ def _write(folder, name, table, figure):
     "Write a table, and its contact sheet if it has rows"
     if figure is not None:
         write_atomic(folder / f"{name}.png", png_bytes(figure))
-    write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+    text = table.to_csv(index=False)
+    write_atomic(folder / f"{name}.csv", text.encode(errors="backslashreplace"))
+
+
+def _read(folder, name):
+    "Read a table; the names of classes stay texts, NA too"
+    names = dict.fromkeys(("given", "suggested", "class", "twin_class"), str)
+    return pd.read_csv(folder / f"{name}.csv", dtype=names, keep_default_na=False)
 
 # %% ../../nbs/api/compare/label_audit.ipynb #830fd75c
 def write_audit(
@@ -100,8 +107,8 @@ def audit_html(
     folder = Path(folder)
     if not (folder / "label_audit.csv").is_file():
         return f"<h2>Labels</h2>\n<p>{_NOT_AUDITED}</p>"
-    issues = pd.read_csv(folder / "label_audit.csv")
-    pairs = pd.read_csv(folder / "near_duplicates.csv")
+    issues = _read(folder, "label_audit")
+    pairs = _read(folder, "near_duplicates")
     labels = "The images whose labels are most probably wrong: given class, suggested class"
     twins = "The closest pairs of images of different splits, side by side, with their classes"
     return "\n".join(
