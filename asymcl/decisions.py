@@ -33,6 +33,14 @@ def _check_share(name, value):
         raise ArgumentError(name, f"must be in (0, 1), got {value:g}")
 
 
+def _share_of_class(positive):
+    "Share of True (m,); raises ValueError unless there are images of both kinds"
+    share = positive.mean()
+    if share in (0, 1):
+        raise ValueError(f"positive must have images of both kinds, got a share of {share:g}")
+    return share
+
+
 def _score_arrays(scores, positive):
     "Convert scores (m,) and membership of the class (m,) to arrays; raises ValueError"
     scores = as_array(scores, "scores")
@@ -120,11 +128,14 @@ def _required_precision(precision, positive, prevalence):
     if prevalence is None:
         return precision
     _check_share("prevalence", prevalence)
-    return float(expit(logit(precision) + logit(positive.mean()) - logit(prevalence)))
+    share = _share_of_class(positive)
+    return float(expit(logit(precision) + logit(share) - logit(prevalence)))
 
 
 def _lowest_tested(scores, positive, required, level):
     "Return the lowest threshold whose precision is above the required one; None without any"
+    if required == 1:  # rounded
+        return None
     fewest = math.ceil(math.log(level / PRECISION_RANKS) / math.log(required))
     most = min(len(scores), int(positive.sum() / required))
     if most < fewest:
@@ -182,9 +193,7 @@ def prevalence_weights(
 ) -> np.ndarray:  # (m,), mean 1
     "Compute weights of images that change the share of the class. Raises ValueError."
     positive = as_array(positive, "positive")
-    share = positive.mean()
-    if share in (0, 1):
-        raise ValueError(f"positive must have images of both kinds, got a share of {share:g}")
+    share = _share_of_class(positive)
     if prevalence is None:
         return np.ones(len(positive))
     _check_share("prevalence", prevalence)

@@ -90,7 +90,7 @@ def _load(options):
     model, rule = model_and_rule(model, options)
     notes = notes_on(model, rule, options)
     kept = operating_point(model)
-    if kept is not None and rule == Rule() and model.prior is None:
+    if kept is not None and rule.threshold is None and rule.limits is None:
         rule = Rule(threshold=kept)
         also = " if most probable, or" if kept.only_adds else ""
         notes.append(

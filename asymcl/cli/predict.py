@@ -279,11 +279,12 @@ def notes_on(model, rule, options):
     if problem:
         notes.append(f"the probabilities are not calibrated: {problem}")
     if model.prior is not None:
-        valid = model.valid_labels.bincount() / len(model.valid_labels)
-        notes.append(
-            f"the probabilities are for class shares of {_shares_text(model.classes, model.prior[0])}"
-            f" (validation images: {_shares_text(model.classes, valid.tolist())})"
-        )
+        now = _shares_text(model.classes, model.prior.shares)
+        notes.append(f"the probabilities are for class shares of {now}")
+        if model.valid_labels is not None:
+            counts = model.valid_labels.bincount(minlength=len(model.classes))
+            valid = (counts / len(model.valid_labels)).tolist()
+            notes[-1] += f" (validation images: {_shares_text(model.classes, valid)})"
     if rule.threshold is not None:
         notes.append(_threshold_note(model, rule.threshold, options))
     if rule.limits is not None:

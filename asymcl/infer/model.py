@@ -309,7 +309,7 @@ def at_prevalence(
     name,  # name of a class
     prevalence,  # share of the class where the model is used, in (0, 1)
 ) -> TrainedModel:  # the same encoder and head with other probabilities
-    """Adapt the probabilities to another share of a class.
+    """Adapt the probabilities to another share of a class; drop an operating point.
 
     Raises ValueError for another class, a share out of range, and a class without validation
     images."""
@@ -321,7 +321,9 @@ def at_prevalence(
     shares = shares_at(counts, label, prevalence)
     p = replace(self, prior=None).probabilities(self.valid_logits)
     weights = prior_weights(p, self.valid_labels, shares)
-    return replace(self, prior=Prior(tuple(shares.tolist()), tuple(weights.tolist())))
+    prior = Prior(tuple(shares.tolist()), tuple(weights.tolist()))
+    about = {k: v for k, v in self.about.items() if k != "operating_point"}  # of the probabilities
+    return replace(self, prior=prior, about=about)
 
 # %% ../../nbs/api/infer/model.ipynb #d7c0d009
 @patch

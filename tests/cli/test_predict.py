@@ -15,7 +15,7 @@ from PIL import Image
 
 from asymcl.cli.predict import predict_command
 from asymcl.decisions import decide
-from asymcl.infer.model import TrainedModel, fit_temperature
+from asymcl.infer.model import Prior, TrainedModel, fit_temperature
 
 SMALL = dict(image_shape=(1, 8, 8), mean=torch.tensor([0.5]), std=torch.tensor([0.25]))
 OWN = """
@@ -274,6 +274,17 @@ def test_decisions_need_validation_images_and_values_in_range(place, capsys, opt
     ).save("plain.safetensors")  # fmt: skip
     code, err = run(capsys, "plain.safetensors", "images/000.png", *options)
     assert code == 2 and problem in err and err.count("\n") == 1
+
+
+def test_a_prior_without_validation_images_names_the_class_shares_only(place, capsys):
+    from asymcl.models import small_encoder
+
+    TrainedModel(
+        encoder=small_encoder(), head=torch.nn.Linear(256, 2), classes=("a", "b"), **SMALL,
+        prior=Prior((0.9, 0.1), (1.0, 0.2)),
+    ).save("stripped.safetensors")  # fmt: skip
+    code, err = run(capsys, "stripped.safetensors", "images/000.png")
+    assert code == 0 and "the probabilities are for class shares of a 0.9, b 0.1\n" in err
 
 
 def test_rows_at_a_prevalence_and_for_an_expert(place, capsys):
