@@ -7,7 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/statistics.html.md"""
 # %% auto #0
 __all__ = ['INTERVAL_SEEDS', 'RESAMPLED', 'mean_interval', 'paired_differences', 'permutation_test', 'smallest_p', 'seeds_needed',
            'holm', 'corrected_t_test', 'compare_methods', 'excludes_zero', 'summary_cell', 'sentence', 'sentences',
-           'Predictions', 'resampled_scores', 'image_intervals', 'weighted_scores']
+           'Predictions', 'mean_over_runs', 'resampled_scores', 'image_intervals', 'weighted_scores']
 
 # %% ../nbs/api/statistics.ipynb #67f781a7
 from itertools import count
@@ -404,6 +404,16 @@ class Predictions(NamedTuple):
 RESAMPLED = dict(roc_auc=_weighted_roc_auc, unweighted_accuracy=_weighted_balanced_accuracy)
 
 # %% ../nbs/api/statistics.ipynb #d57fb982
+def mean_over_runs(
+    values,  # (runs, resamples), NaN where a run has no value
+) -> np.ndarray:  # (resamples,), NaN where no run has a value
+    "Return the mean over the runs that have a value."
+    values = np.asarray(values)
+    defined = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0).sum(0) / defined.sum(0)
+
+
 def resampled_scores(
     runs,  # Predictions of a method, one for each seed
     metric,  # roc_auc or unweighted_accuracy
@@ -422,11 +432,12 @@ def resampled_scores(
     parts = []
     for part in np.array_split(np.arange(resamples), -(-resamples * len(images) // 2**22)):
         weights = _draw_weights(labels, len(part), rng)  # some at a time, to bound the memory
-        scores = [
-            RESAMPLED[metric](run.probabilities, run.labels, weights[:, place])
-            for run, place in zip(runs, places, strict=True)
-        ]
-        parts.append(np.mean(scores, axis=0))
+        with np.errstate(invalid="ignore"):  # a small fold may get no image of a class
+            scores = [
+                RESAMPLED[metric](run.probabilities, run.labels, weights[:, place])
+                for run, place in zip(runs, places, strict=True)
+            ]
+        parts.append(mean_over_runs(scores))
     return np.concatenate(parts)
 
 # %% ../nbs/api/statistics.ipynb #b0e1a71a

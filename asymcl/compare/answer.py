@@ -207,8 +207,10 @@ def _limits(runs):
     index = rarest_class(about["counts"]["train"])
     rare = about["classes"][index]
     recall = mean(run.metrics[f"recall_{rare}"] for run in runs)
-    images = about["counts"]["test"][index] * (about.get("folds") or 1)
-    half = 196 * (recall * (1 - recall) / images) ** 0.5
+    tested = min(about.get("folds") or 1, len({run.seed for run in runs}))
+    images = about["counts"]["test"][index] * tested
+    ends = stats.binomtest(round(recall * images), images).proportion_ci()
+    half = 50 * (ends.high - ends.low)
     test, train = (_share(about["counts"][split], index) for split in ("test", "train"))
     prevalence = "" if test == train else f" ({rare}: {test} of the test, {train} of the training)"
     varied = ", ".join(name for name in runs[0].varied if name not in ("loss", "head"))
@@ -229,7 +231,7 @@ def answer(
     if not done:
         return {}
     table = difference_table(runs, contrasts)
-    head = main_head(done)
+    head = main_head(done) if contrasts is None else None  # pairs of a user may be of two heads
     return {
         "Change first": _first_change(done),
         "Differs": _differs(table, head),

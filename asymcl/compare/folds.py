@@ -43,7 +43,7 @@ def _candidates(runs):
     "Return the finished runs of each loss, head, proportions and seed, in which values differ."
     found = {}
     for run in runs:
-        if run.problem is None:
+        if run.problem is None and "loss" in run.varied:  # else nothing varies
             fixed = {name: run.varied[name] for name in _FIXED if name in run.varied}
             found.setdefault((*fixed.items(), run.seed), []).append(run)
     return found

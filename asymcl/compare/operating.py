@@ -91,9 +91,9 @@ def read_scores(
     runs,  # list of Run that did not diverge
 ) -> list:  # of Scored; empty where no prevalence or no validation predictions exist
     "Read the probabilities of the rarest class for the methods that are shown."
-    shares = [rare_share(run) for run in runs]
+    varied = any("proportions" in run.varied for run in runs)
     files = all(predictions_path(records, run).is_file() for run in runs)
-    if not runs or not files or max(shares) > 1.1 * min(shares):
+    if not runs or not files or varied:
         return []
     rare = rarest_class(runs[0].data["counts"]["train"])
     methods = chosen_methods(runs)
@@ -106,11 +106,12 @@ def read_scores(
 
 
 def rare_share(
-    run,  # Run
-) -> float:
+    runs,  # list of Run
+) -> float:  # mean over the runs
     "Return the share of the rarest class among the training images."
-    counts = run.data["counts"]["train"]
-    return min(counts) / sum(counts)
+    counts = [run.data["counts"]["train"] for run in runs]
+    rare = rarest_class(counts[0])
+    return float(np.mean([of_run[rare] / sum(of_run) for of_run in counts]))
 
 # %% ../../nbs/api/compare/operating.ipynb #fdf3df26
 RECALL, PRECISION, COST_RATIO = 0.9, 0.5, 10
@@ -345,7 +346,7 @@ def operating_html(
     scored = read_scores(folder / "records", runs)
     if not scored:
         return ""
-    prevalence = float(np.mean([rare_share(run) for run in runs]))
+    prevalence = rare_share(runs)
     points = operating_points(scored, prevalence)
     write_atomic(folder / "operating_points.csv", points.to_csv(index=False, float_format="%.6g"))
     pictures = []

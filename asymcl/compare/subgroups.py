@@ -24,7 +24,7 @@ from .records import predictions_path, read_predictions, splits_name
 from ..core.files import write_atomic
 from ..metrics import METRIC_NAMES, rarest_class
 from ..plots import PALETTE, make_panels, png_bytes
-from ..statistics import holm, weighted_scores
+from ..statistics import holm, mean_over_runs, weighted_scores
 
 # %% ../../nbs/api/compare/subgroups.ipynb #f7324e49
 class _Images(NamedTuple):
@@ -68,13 +68,6 @@ def _random_sets(images, inside, resamples, rng):
     return weights
 
 # %% ../../nbs/api/compare/subgroups.ipynb #0ef52edb
-def _mean(values):
-    "Mean over the runs (runs, resamples) without NaN; NaN where there is no other value"
-    defined = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0).sum(0) / defined.sum(0)
-
-
 def _scores(runs, images, weights, rare):
     "Return each metric of weighted units, (resamples,), as the mean over the runs"
     weights = weights[:, images.unit_of]
@@ -83,7 +76,7 @@ def _scores(runs, images, weights, rare):
         weighted_scores(run, weights[:, place], rare)
         for run, place in zip(runs, places, strict=True)
     ]
-    return {name: _mean(np.array([scores[name] for scores in found])) for name in found[0]}
+    return {name: mean_over_runs([scores[name] for scores in found]) for name in found[0]}
 
 
 def _resampled(draw, runs, images, inside, rare, resamples, rng):
