@@ -394,6 +394,12 @@ def _check_search(options, settings, grid):
     "Raise ArgumentError for options that no search can use"
     for name in grid:
         raise ArgumentError(name, "must have one value, with which the search begins")
+    if settings.folds is not None:
+        problem = (
+            "must be left out: the search would validate on test images of other folds; a grid of "
+            f"asymcl-compare chooses in each fold, got {settings.folds}"
+        )
+        raise ArgumentError("folds", problem)
     if options.trials < 1:
         raise ArgumentError("trials", f"must be >= 1, got {options.trials}")
     try:

@@ -173,12 +173,17 @@ def _mean_score(runs, name, metrics="metrics", key="roc_auc"):
     return mean(getattr(run, metrics)[key] for run in runs if run.method == name)
 
 
+def _origin(run):
+    "What a trained and a frozen encoder must share, where it varies"
+    return [run.varied.get(name) for name in ("weights", "encoder", "proportions")]
+
+
 def _next_step(runs):
     "Describe the gain from training the encoder, and what to try next"
     head = main_head(runs)
     runs = [run for run in runs if run.varied.get("head") == head]
     trained = list(dict.fromkeys(run.method for run in runs if run.regime != "frozen"))
-    frozen = [run.method for run in runs if run.regime == "frozen"]
+    frozen = [run for run in runs if run.regime == "frozen"]
     if not trained:
         return "methods that train the encoder, such as --methods frozen,CE,CL"
     if not any(run.regime != "from_scratch" for run in runs):
@@ -188,7 +193,11 @@ def _next_step(runs):
     tune = f"tune {name} on validation images with asymcl-tune"
     if not frozen:
         return f"{tune}; add frozen to --methods to see what the weights bring without training"
-    gain = 100 * (_mean_score(runs, best) - _mean_score(runs, frozen[0]))
+    origin = _origin(next(run for run in runs if run.method == best))
+    same = [run.method for run in frozen if _origin(run) == origin]
+    if not same:
+        return tune
+    gain = 100 * (_mean_score(runs, best) - _mean_score(runs, same[0]))
     if gain <= 0:
         tune = "other pretrained weights, and frozen features until training gains something"
     return (

@@ -332,7 +332,8 @@ def _note(rare, head, scored, prevalence):
         f"{prevalence:.1%}, the share of {rare} among the training images; among the test images "
         f"it is {test_share:.1%}, so these are weighted. Cells and bands: mean over seeds with "
         "the range (lowest-highest), in cells from 4 seeds on the 95% t interval [low-high]. "
-        "Recall, false alarms and precision in per cent; cost per 100 images in false alarms."
+        "Recall, false alarms and precision in per cent; cost per 100 images in false alarms. A "
+        "dash: a seed with too few validation images of the class, or without such a threshold."
         f"{heads}"
     )
 
