@@ -164,7 +164,9 @@
       if (q.length < 2) { hide(); return; }
       await loadIndex();
       const limit = parseInt(box.dataset.limit, 10) || 20;
-      const hits = fuse ? fuse.search(q, { limit }).map((h) => h.item)
+      const hits = fuse ? fuse.search(q, { limit: 10 * limit }).map((h) => h.item)
+          .sort((a, b) => (b.title.toLowerCase() === q.toLowerCase()) - (a.title.toLowerCase() === q.toLowerCase()))
+          .slice(0, limit)
         : index.filter((e) => (e.title + " " + e.section + " " + e.text).toLowerCase().includes(q.toLowerCase())).slice(0, limit);
       if (!hits.length) { show('<div class="search-none">No results</div>'); return; }
       show(hits.map((e) => `<a class="search-result" href="${offset}${e.href}">` +
