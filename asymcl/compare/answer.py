@@ -136,7 +136,10 @@ def _shown(rows, head):
 def _differs(table, head):
     "Name the significant differences, the largest first, or the reason why there are none"
     if table.empty:
-        return "nothing was tested: a test needs two seeds or more, and CE, CL or --contrasts"
+        return (
+            "nothing was tested: a test needs two seeds or more of every method, and CE, CL or "
+            "--contrasts"
+        )
     if table["p_floor"].min() > 0.05:
         m = len(table)
         return (
