@@ -9,6 +9,7 @@ __all__ = ['SPACE', 'Suggestion', 'suggest', 'tried', 'search', 'chosen', 'plot_
 
 # %% ../../nbs/api/compare/tune.ipynb #09da526b
 import json
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -260,10 +261,19 @@ def confirm(
     searched=(),  # seeds of the search
     on_epoch=None,  # function as for `compare`
 ):  # iterator of Run
-    "Run every method with its chosen settings on new seeds. Raises ArgumentError for others."
+    """Run every method with its chosen settings on new seeds. Raises ArgumentError for others.
+
+    Warns if the seeds of the search may have seen test images of the new ones."""
     settings = resolved(settings)
     check_fresh(settings.seeds, searched)
     load = data_loader(len(settings.seeds))
+    data, _ = load(data_settings(settings), settings.seeds[0])
+    if searched and data.drawn_test:
+        warnings.warn(
+            "validation images of the search may be test images here, since each seed draws its "
+            "test split: give images with given splits for a test that no choice has seen",
+            stacklevel=2,
+        )
     for method, own in values.items():
         fixed = replace(settings, methods=(method,), **own)
         yield from compare(fixed, on_epoch, folder=folder, load=load, mistakes=True)

@@ -1,6 +1,7 @@
 """Folds and subgroups from the command to the report, and their bad input."""
 
 import json
+import warnings
 from dataclasses import asdict
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.model_selection import GroupKFold
 
 from asymcl import __version__
 from asymcl.cli.compare import compare_command
+from asymcl.compare import tune
 from asymcl.compare.data import digest, load_data
 from asymcl.compare.records import job_key
 from asymcl.core.settings import Reading, Settings
@@ -168,3 +170,16 @@ def test_corrected_test_keeps_its_level_on_correlated_folds():
     naive, corrected = (count / tables for count in rejected.values())
     assert 0.02 <= corrected <= 0.08
     assert naive > 0.2
+
+
+def test_confirmation_warns_of_test_images_that_the_search_may_have_seen(photos, monkeypatch):
+    monkeypatch.setattr(tune, "compare", lambda *arguments, **options: iter(()))
+    reading = Reading(size=16, group_column="patient", cache=str(photos.parent / "cache"))
+    settings = Settings(data="csv", source=str(photos), reading=reading, seeds=(0,))
+    with pytest.warns(UserWarning, match="may be test images here"):
+        assert list(tune.confirm({"CE": {}}, settings, None, searched=(100,))) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(tune.confirm({"CE": {}}, settings, None)) == []
+        given = Settings(seeds=(0,))  # its test images are given
+        assert list(tune.confirm({"CE": {}}, given, None, searched=(100,))) == []
