@@ -104,12 +104,12 @@ def csv_text(
     runs,  # list of Run
 ) -> str:
     "Return a CSV with a row per run: varied settings, seed, metrics, status, name of the record."
-    columns = [*(finished(runs) or runs)[0].record(), "status", "record"]
+    names = dict.fromkeys(name for run in finished(runs) or runs for name in run.record())
     rows = [
         run.record() | dict(status="diverged" if run.problem else "done", record=run.key)
         for run in runs
     ]
-    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(rows, columns=[*names, "status", "record"]).to_csv(index=False, lineterminator="\n")
 
 # %% ../../nbs/api/compare/report.ipynb #fef3cff4
 def seed_counts(
