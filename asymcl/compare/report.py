@@ -109,7 +109,9 @@ def csv_text(
         run.record() | dict(status="diverged" if run.problem else "done", record=run.key)
         for run in runs
     ]
-    return pd.DataFrame(rows, columns=[*names, "status", "record"]).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(rows, columns=[*names, "status", "record"]).to_csv(
+        index=False, lineterminator="\n"
+    )
 
 # %% ../../nbs/api/compare/report.ipynb #fef3cff4
 def seed_counts(
