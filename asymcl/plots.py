@@ -6,9 +6,10 @@ Docs: https://asymcl.github.io/asymcl/api/plots.html.md"""
 
 # %% auto #0
 __all__ = ['PALETTE', 'plot_class_counts', 'plot_curves', 'plot_embeddings', 'plot_confusion', 'plot_comparison', 'plot_grid',
-           'plot_over', 'plot_differences', 'png_bytes']
+           'plot_over', 'plot_differences', 'png_bytes', 'png_address']
 
 # %% ../nbs/api/plots.ipynb #e9dfc26b
+import base64
 import io
 from textwrap import fill
 
@@ -416,3 +417,10 @@ def png_bytes(
     figure.savefig(out, format="png")
     plt.close(figure)
     return out.getvalue()
+
+
+def png_address(
+    png,  # bytes of a PNG
+) -> str:
+    "Return the address of a picture that is embedded in a page."
+    return "data:image/png;base64," + base64.b64encode(png).decode()

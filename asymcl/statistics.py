@@ -237,8 +237,8 @@ def compare_methods(
 
     The table has Student's 95% interval (low, high), exact p and Holm's adjusted p, the floor of
     the adjusted p for these seeds and comparisons, the number of seeds above and below the
-    baseline, and the differences of all seeds. Where the floor is above 0.05, p_holm is NaN. With an overlap, p
-    is that of `corrected_t_test`, without a floor.
+    baseline, and the differences of all seeds. Where the floor is above 0.05, p_holm is NaN.
+    With an overlap, p is that of `corrected_t_test`, without a floor.
     Raises ValueError as `paired_differences` does, and for metrics, baselines or contrasts that
     are empty or a string, an unknown baseline or contrast, scores outside [0, 1], or a single
     fold."""

@@ -15,16 +15,18 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from .parser import Parser, check_device, one_line_errors
+from .parser import Parser, one_line_errors
 from asymcl.cli.predict import (
     Rule,
     add_decisions,
+    add_loading,
     add_rare,
     check_decisions,
-    custom_encoder,
     decided,
+    load_for_files,
     model_and_rule,
     notes_on,
+    threshold_text,
 )
 from ..core.checks import ArgumentError
 
@@ -52,17 +54,7 @@ def _parser():
         metavar="FOLDER",
         help="folder of the training images, to show the nearest ones (default: their names only)",
     )
-    add(
-        "--encoder",
-        metavar="MODULE:FUNCTION",
-        help="function without arguments that returns the encoder, for a model with a custom one",
-    )
-    add(
-        "--device",
-        choices=("cpu", "cuda", "mps"),
-        default="cpu",
-        help="device of the model (default: cpu)",
-    )
+    add_loading(add)
     add("--port", type=int, help="port of the page (default: the first free one from 7860)")
     return parser
 
@@ -81,23 +73,13 @@ def _check_options(options):
 def _load(options):
     "Model, rule, and notes on them; raises an error for options that the model does not allow"
     from asymcl.infer.card import operating_point
-    from asymcl.infer.model import load_model
 
-    check_device(options.device)
-    encoder = None if options.encoder is None else custom_encoder(options.encoder)
-    model = load_model(options.model, encoder).to(options.device)
-    model.predict_files([])  # raises an error for a model that cannot be applied to files
-    model, rule = model_and_rule(model, options)
+    model, rule = model_and_rule(load_for_files(options), options)
     notes = notes_on(model, rule, options)
     kept = operating_point(model)
     if kept is not None and rule.threshold is None and rule.limits is None:
         rule = Rule(threshold=kept)
-        also = " if most probable, or" if kept.only_adds else ""
-        notes.append(
-            f"{model.classes[kept.label]}{also} from a probability of {kept.value:.3g}, the "
-            f"operating point of the model; on the validation images recall {kept.recall:.3f} of "
-            f"{kept.images}, and false alarms for {kept.false_alarms:.3f} of the others"
-        )
+        notes.append(threshold_text(model, kept, "the operating point of the model"))
     return model, rule, notes
 
 # %% ../../nbs/api/cli/demo.ipynb #008e6d1b

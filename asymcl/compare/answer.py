@@ -15,7 +15,8 @@ import pandas as pd
 from scipy import stats
 
 from .folds import fold_overlap
-from ..metrics import METRIC_NAMES, rarest_class
+from .records import rare_class
+from ..metrics import METRIC_NAMES
 from ..statistics import INTERVAL_SEEDS, compare_methods, seeds_needed
 
 # %% ../../nbs/api/compare/answer.ipynb #99af57ab
@@ -66,8 +67,7 @@ def _gains(runs, head, metric):
     "Differences, in points, of a head and cross_entropy for each method and seed"
     scores = {}
     for run in runs:
-        name = run.method.removesuffix(f" {run.varied['head']}")
-        scores.setdefault((name, run.seed), {})[run.varied["head"]] = run.metrics[metric]
+        scores.setdefault((run.bare_method, run.seed), {})[run.varied["head"]] = run.metrics[metric]
     return [100 * (pair[head] - pair["cross_entropy"]) for pair in scores.values()]
 
 
@@ -86,7 +86,7 @@ def _first_change(runs):
     best = max(heads, key=lambda head: mean(heads[head]))
     if best == "cross_entropy":
         return "not the head: none beats plain cross-entropy in balanced accuracy on validation"
-    rare = runs[0].data["classes"][rarest_class(runs[0].data["counts"]["train"])]
+    _, rare = rare_class(runs)
     metrics = {f"recall_{rare}": f"the recall of {rare}"}
     metrics |= dict(unweighted_accuracy="balanced accuracy", weighted_accuracy="accuracy")
     texts = [f"{text} by {mean(_gains(runs, best, key)):+.1f}" for key, text in metrics.items()]
@@ -216,8 +216,7 @@ def _share(counts, index):
 def _limits(runs):
     "Describe what the runs cannot show"
     about = runs[0].data
-    index = rarest_class(about["counts"]["train"])
-    rare = about["classes"][index]
+    index, rare = rare_class(runs)
     recall = mean(run.metrics[f"recall_{rare}"] for run in runs)
     tested = min(about.get("folds") or 1, len({run.seed for run in runs}))
     images = about["counts"]["test"][index] * tested
@@ -238,7 +237,7 @@ def answer(
     runs,  # list of Run, with facts about their data
     contrasts=None,  # pairs (method, baseline); None: those of `default_contrasts`
 ) -> dict:  # name of a line -> sentence without a full stop; empty if every run diverged
-    "Summarize in five lines: the first change, significant and open differences, next step, limits."
+    "Summarize in five lines: first change, significant and open differences, next step, limits."
     done = [run for run in runs if run.problem is None]
     if not done:
         return {}

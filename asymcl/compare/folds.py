@@ -83,8 +83,9 @@ def choices(
         varied = {k: v for k, v in run.varied.items() if k not in _FIXED and v is not None}
         text = ", ".join(f"{name}={value}" for name, value in varied.items())
         values.setdefault(run.method, Counter())[text] += 1
-    return [
-        f"{method}: {'; '.join(f'{text} ({n} of {seen.total()})' for text, n in seen.most_common())}"
-        for method, seen in values.items()
-        if method.endswith("(chosen)")
-    ]
+    lines = []
+    for method, seen in values.items():
+        if method.endswith("(chosen)"):
+            texts = [f"{text} ({n} of {seen.total()})" for text, n in seen.most_common()]
+            lines.append(f"{method}: {'; '.join(texts)}")
+    return lines

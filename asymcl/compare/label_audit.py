@@ -8,7 +8,6 @@ Docs: https://asymcl.github.io/asymcl/api/compare/label_audit.html.md"""
 __all__ = ['write_audit', 'audit_html']
 
 # %% ../../nbs/api/compare/label_audit.ipynb #3e515b5f
-import base64
 import warnings
 from html import escape
 from pathlib import Path
@@ -17,17 +16,13 @@ import pandas as pd
 from fastai.torch_core import default_device
 
 from ..audit import audit, plot_duplicates, plot_issues
+from .data import features_folder
 from .runs import make_encoder
 from ..core.checks import ArgumentError
 from ..core.files import write_atomic
-from ..plots import png_bytes
+from ..plots import png_address, png_bytes
 
 # %% ../../nbs/api/compare/label_audit.ipynb #0e88f07c
-def _cache(reading):
-    "Cache folder of the features, as for the method frozen"
-    return None if reading.cache is None else Path(reading.cache) / "features"
-
-
 def _write(folder, name, table, figure):
     "Write a table, and its contact sheet if it has rows"
     if figure is not None:
@@ -53,7 +48,9 @@ def write_audit(
         return
     encoder = make_encoder(job, data.images.shape[1:]).to(default_device())
     try:
-        issues, duplicates = audit(data, encoder, _cache(job.reading), job.reading.cache_limit)
+        issues, duplicates = audit(
+            data, encoder, features_folder(job.reading), job.reading.cache_limit
+        )
     except ArgumentError as error:
         warnings.warn(f"labels and near duplicates are not audited: {error}", stacklevel=2)
         return
@@ -73,8 +70,7 @@ def _sheet(path, text):
     "Embedded contact sheet, or nothing without one"
     if not path.is_file():
         return ""
-    source = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{source}">'
+    return f'<img alt="{escape(text)}" src="{png_address(path.read_bytes())}">'
 
 
 def _flagged_sentence(issues):

@@ -8,7 +8,6 @@ Docs: https://asymcl.github.io/asymcl/api/compare/mistakes.html.md"""
 __all__ = ['MISTAKES_NOTE', 'plot_mistakes', 'mistakes_pictures', 'mistakes_html']
 
 # %% ../../nbs/api/compare/mistakes.ipynb #7c06af9a
-import base64
 import warnings
 from html import escape
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from .records import mistakes_path
 from ..infer.explain import confident_mistakes, plot_explanations
 from ..infer.model import Gallery, TrainedModel, fit_temperature
+from ..plots import png_address
 
 # %% ../../nbs/api/compare/mistakes.ipynb #34c9ed77
 def plot_mistakes(
@@ -90,7 +90,7 @@ def mistakes_html(
     "Return title, note and embedded pictures of the page."
     parts = [f"<p>{escape(MISTAKES_NOTE)}</p>"]
     for method, path in pictures.items():
-        source = "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+        source = png_address(Path(path).read_bytes())
         text = f"Most confident mistakes of {escape(method)} on validation images"
         parts.append(f'<h2>{escape(method)}</h2>\n<img alt="{text}" src="{source}">')
     return "\n".join(parts)

@@ -10,7 +10,6 @@ __all__ = ['MOST_METHODS', 'RECALL', 'PRECISION', 'COST_RATIO', 'COVERAGE', 'GRI
            'coverage_table', 'operating_figures', 'operating_html']
 
 # %% ../../nbs/api/compare/operating.ipynb #1640e4a6
-import base64
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from .answer import main_head
 from .folds import fold_overlap
-from .records import predictions_path, read_predictions
+from .records import has_predictions, rare_class, read_predictions
 from ..core.checks import ArgumentError
 from ..core.files import write_atomic
 from asymcl.decisions import (
@@ -42,8 +41,7 @@ from asymcl.decisions import (
     threshold_for_precision,
     threshold_for_recall,
 )
-from ..metrics import rarest_class
-from ..plots import PALETTE, png_bytes
+from ..plots import PALETTE, png_address, png_bytes
 from ..statistics import Predictions, summary_cell
 
 # %% ../../nbs/api/compare/operating.ipynb #e35f54b4
@@ -82,8 +80,7 @@ def _scored(records, run, rare):
     valid = read_predictions(records, run, "valid")
     test = read_predictions(records, run)
     both = [(part.probabilities[:, rare], part.labels == rare) for part in (valid, test)]
-    method = run.method.removesuffix(f" {run.varied.get('head')}")
-    return Scored(method, run.seed, *both[0], *both[1], valid, test)
+    return Scored(run.bare_method, run.seed, *both[0], *both[1], valid, test)
 
 
 def read_scores(
@@ -92,10 +89,9 @@ def read_scores(
 ) -> list:  # of Scored; empty where no prevalence or no validation predictions exist
     "Read the probabilities of the rarest class for the methods that are shown."
     varied = any("proportions" in run.varied for run in runs)
-    files = all(predictions_path(records, run).is_file() for run in runs)
-    if not runs or not files or varied:
+    if not runs or varied or not has_predictions(records, runs):
         return []
-    rare = rarest_class(runs[0].data["counts"]["train"])
+    rare, _ = rare_class(runs)
     methods = chosen_methods(runs)
     try:
         found = [_scored(records, run, rare) for run in runs if run.method in methods]
@@ -110,7 +106,7 @@ def rare_share(
 ) -> float:  # mean over the runs
     "Return the share of the rarest class among the training images."
     counts = [run.data["counts"]["train"] for run in runs]
-    rare = rarest_class(counts[0])
+    rare, _ = rare_class(runs)
     return float(np.mean([of_run[rare] / sum(of_run) for of_run in counts]))
 
 # %% ../../nbs/api/compare/operating.ipynb #fdf3df26
@@ -137,7 +133,7 @@ def _thresholds(row, prevalence):
             found[name] = np.nan
     return found
 
-
+# %% ../../nbs/api/compare/operating.ipynb #fdf3df27
 def operating_points(
     scored,  # list of Scored
     prevalence,  # share of the class in use, in (0, 1)
@@ -328,9 +324,9 @@ def _note(rare, head, scored, prevalence):
         f"Decisions on the rarest class, {rare}, against all others. Thresholds are chosen on the "
         "validation images of each seed and judged on its test images: for a recall of "
         f"{RECALL:.0%}, for a precision of {PRECISION:.0%}, and for the lowest cost if a missed "
-        f"image costs {COST_RATIO} false alarms. Precision, cost and net benefit are those at a prevalence of "
-        f"{prevalence:.1%}, the share of {rare} among the training images; among the test images "
-        f"it is {test_share:.1%}, so these are weighted. Cells and bands: mean over seeds with "
+        f"image costs {COST_RATIO} false alarms. Precision, cost and net benefit are "
+        f"those at a prevalence of {prevalence:.1%}, the share of {rare} among the training "
+        f"images; among the test images it is {test_share:.1%}, so these are weighted. Cells and bands: mean over seeds with "
         "the range (lowest-highest), in cells from 4 seeds on the 95% t interval [low-high]. "
         "Recall, false alarms and precision in per cent; cost per 100 images in false alarms. A "
         "dash: a seed with too few validation images of the class, or without such a threshold."
@@ -354,10 +350,10 @@ def operating_html(
     for name, figure in operating_figures(scored, prevalence).items():
         png = png_bytes(figure)
         write_atomic(folder / f"{name}.png", png)
-        source = "data:image/png;base64," + base64.b64encode(png).decode()
+        source = png_address(png)
         title = name.replace("_", " ")
         pictures.append(f'<img id="{name}" alt="{title}" style="width:49%" src="{source}">')
-    rare = runs[0].data["classes"][rarest_class(runs[0].data["counts"]["train"])]
+    _, rare = rare_class(runs)
     overlap = fold_overlap(runs)
     doubt = coverage_table(scored, runs[0].data["classes"], prevalence, overlap).to_html(border=0)
     parts = [

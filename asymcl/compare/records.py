@@ -6,7 +6,7 @@ Docs: https://asymcl.github.io/asymcl/api/compare/records.html.md"""
 
 # %% auto #0
 __all__ = ['Run', 'job_key', 'plain_json', 'splits_name', 'images_path', 'write_record', 'read_record', 'mistakes_path',
-           'predictions_path', 'read_predictions']
+           'predictions_path', 'read_predictions', 'has_predictions', 'predictions_by_method', 'rare_class']
 
 # %% ../../nbs/api/compare/records.ipynb #dc25d098
 import json
@@ -23,6 +23,7 @@ from .. import __version__
 from .data import data_settings, digest
 from ..core.files import read_regular, versions, write_atomic
 from ..core.settings import weights_digest
+from ..metrics import rarest_class
 from ..statistics import Predictions
 
 # %% ../../nbs/api/compare/records.ipynb #ae56332d
@@ -56,6 +57,11 @@ class Run:
     # PNG of the most confident mistakes on validation images; None: not drawn, or none
     mistakes: bytes | None = field(default=None, repr=False)
     key: str | None = None  # name of the record without suffix; None without a record
+
+    @property
+    def bare_method(self):
+        "Method without its head"
+        return self.method.removesuffix(f" {self.varied.get('head')}")
 
     def record(self):
         "Return method, varied settings, seed, regime, seconds and test metrics as a flat dict."
@@ -248,3 +254,31 @@ def read_predictions(
         labels=table["class"].map(classes.index).to_numpy(),
         probabilities=table[[f"probability of {c}" for c in classes]].to_numpy(float),
     )
+
+# %% ../../nbs/api/compare/records.ipynb #418a70b5
+def has_predictions(
+    folder,  # folder of the records
+    runs,  # list of Run with keys
+) -> bool:
+    "Return whether the predictions of all runs are stored."
+    return all(predictions_path(folder, run).is_file() for run in runs)
+
+
+def predictions_by_method(
+    folder,  # folder of the records
+    runs,  # list of Run with keys
+) -> dict:  # method -> list of Predictions for the test images, in the order of the seeds
+    "Read the predictions of each method. Raises FileNotFoundError without a file."
+    found = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        found.setdefault(run.method, []).append(read_predictions(folder, run))
+    return found
+
+
+def rare_class(
+    runs,  # list of Run, with facts about their data
+) -> tuple:  # index, name
+    "Return the class with the fewest training images."
+    about = runs[0].data
+    index = rarest_class(about["counts"]["train"])
+    return index, about["classes"][index]

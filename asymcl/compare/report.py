@@ -10,7 +10,6 @@ __all__ = ['TABLE_NOTE', 'finished', 'summary_table', 'csv_text', 'seed_counts',
            'write_examples', 'write_report']
 
 # %% ../../nbs/api/compare/report.ipynb #8c58c3e2
-import base64
 import json
 import math
 from dataclasses import asdict, replace
@@ -30,9 +29,10 @@ from .label_audit import audit_html
 from .mistakes import mistakes_html, mistakes_pictures
 from .operating import operating_html
 from asymcl.compare.records import (
+    has_predictions,
     plain_json,
-    predictions_path,
-    read_predictions,
+    predictions_by_method,
+    rare_class,
     read_record,
     splits_name,
 )
@@ -41,7 +41,7 @@ from .subgroups import subgroups_section
 from ..core.files import versions, write_atomic
 from ..core.settings import FAMILIES, Settings, resolved
 from ..data.imbalance import advice_on_counts
-from ..metrics import METRIC_NAMES, rarest_class
+from ..metrics import METRIC_NAMES
 from asymcl.plots import (
     plot_class_counts,
     plot_comparison,
@@ -50,6 +50,7 @@ from asymcl.plots import (
     plot_embeddings,
     plot_grid,
     plot_over,
+    png_address,
     png_bytes,
 )
 from asymcl.statistics import (
@@ -302,7 +303,7 @@ _CAPTIONS = dict(
 # %% ../../nbs/api/compare/report.ipynb #d9408b3b
 def _without_head(run):
     "Return a run whose method does not name its head"
-    return replace(run, method=run.method.removesuffix(f" {run.varied.get('head')}"))
+    return replace(run, method=run.bare_method)
 
 
 def _compared(runs):
@@ -358,8 +359,7 @@ def _over_settings(runs):
 def _structure(runs):
     "Draw the structure of the features for the rarest class, if the runs have it."
     counts = runs[0].data["counts"]
-    index = rarest_class(counts["train"])
-    rare = runs[0].data["classes"][index]
+    index, rare = rare_class(runs)
     metrics = ("class_consistency", "sample_alignment")
     shown = [
         dict(method=run.method, seed=run.seed)
@@ -436,11 +436,9 @@ def differences(
 # %% ../../nbs/api/compare/report.ipynb #53a34104
 def _image_intervals(runs, contrasts, folder):
     "Return bootstrap intervals over test images, by method, baseline and metric; {} without files."
-    if folder is None or not all(predictions_path(folder, run).is_file() for run in runs):
+    if folder is None or not has_predictions(folder, runs):
         return {}
-    predictions = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        predictions.setdefault(run.method, []).append(read_predictions(folder, run))
+    predictions = predictions_by_method(folder, runs)
     table = image_intervals(predictions, ("roc_auc", "unweighted_accuracy"), contrasts)
     ends = zip(table["image_low"], table["image_high"], strict=True)
     keys = zip(table["method"], table["baseline"], table["metric"], strict=True)
@@ -523,7 +521,7 @@ def _differences(runs, contrasts, records):
         lines.append(f"All methods have the head {head} here.")
     return f"{_section('Differences', lines)}\n{table.to_html(border=0)}"
 
-
+# %% ../../nbs/api/compare/report.ipynb #769819ab
 def _mistakes(runs, records):
     "Return a link to the page of the most confident mistakes as HTML, or nothing."
     if records is None or not mistakes_pictures(records, runs):
@@ -546,8 +544,8 @@ def _chosen(runs):
 def _picture(name, png):
     "Return title, description and embedded picture as HTML."
     title, text = _CAPTIONS[name]
-    source = "data:image/png;base64," + base64.b64encode(png).decode()
-    return f'{_section(title, [text])}\n<img id="{name}" alt="{title}: {text}" src="{source}">'
+    picture = f'<img id="{name}" alt="{title}: {text}" src="{png_address(png)}">'
+    return f"{_section(title, [text])}\n{picture}"
 
 # %% ../../nbs/api/compare/report.ipynb #7805e888
 def html_text(

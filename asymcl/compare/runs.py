@@ -11,7 +11,6 @@ __all__ = ['contrastive_loss', 'make_encoder', 'batch_size_of', 'run_method', 'b
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
@@ -20,7 +19,7 @@ from fastai.torch_core import default_device, set_seed
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
-from .data import describe_data
+from .data import describe_data, features_folder
 from .mistakes import plot_mistakes
 from .records import Run
 from asymcl.core.settings import (
@@ -277,7 +276,7 @@ def _frozen_features(data, settings):
     encoder = make_encoder(settings, data.images.shape[1:]).to(default_device())
     stats = _pixel_stats(encoder, settings) or data.channel_stats()
     reading = settings.reading
-    cache = None if reading.cache is None else Path(reading.cache) / "features"
+    cache = features_folder(reading)
     features = cached_features(data, encoder, stats, cache, reading.cache_limit)
     return encoder, features.__getitem__
 

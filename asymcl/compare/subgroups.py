@@ -9,7 +9,6 @@ __all__ = ['FEW_IMAGES', 'SUBGROUPS_NOTE', 'subgroup_table', 'subgroup_lines', '
            'subgroups_section']
 
 # %% ../../nbs/api/compare/subgroups.ipynb #844a7641
-import base64
 import math
 from html import escape
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/api/compare/subgroups.ipynb #a6941839
-from .records import predictions_path, read_predictions, splits_name
+from .records import has_predictions, predictions_by_method, rare_class, splits_name
 from ..core.files import write_atomic
-from ..metrics import METRIC_NAMES, rarest_class
-from ..plots import PALETTE, make_panels, png_bytes
+from ..metrics import METRIC_NAMES
+from ..plots import PALETTE, make_panels, png_address, png_bytes
 from ..statistics import holm, mean_over_runs, weighted_scores
 
 # %% ../../nbs/api/compare/subgroups.ipynb #f7324e49
@@ -243,14 +242,11 @@ def read_subgroups(
 
 def _tables(folder, runs, facts):
     "Return the table of each method"
-    classes = runs[0].data["classes"]
-    rare = rarest_class(runs[0].data["counts"]["train"])
-    predictions = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        predictions.setdefault(run.method, []).append(read_predictions(folder, run))
+    n_classes = len(runs[0].data["classes"])
+    rare, _ = rare_class(runs)
     return {
-        name: subgroup_table(of_method, facts, len(classes), rare)
-        for name, of_method in predictions.items()
+        name: subgroup_table(of_method, facts, n_classes, rare)
+        for name, of_method in predictions_by_method(folder, runs).items()
     }
 
 # %% ../../nbs/api/compare/subgroups.ipynb #33987705
@@ -261,7 +257,7 @@ def subgroups_section(
     "Write subgroups.csv and subgroups.png, and return the section of the report."
     folder = Path(folder)
     records = folder / "records"
-    if not runs or not all(predictions_path(records, run).is_file() for run in runs):
+    if not runs or not has_predictions(records, runs):
         return ""
     facts = read_subgroups(records, runs)
     if facts is None:
@@ -271,7 +267,7 @@ def subgroups_section(
     text = whole.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_atomic(folder / "subgroups.csv", text.encode(errors="backslashreplace"))
     best = max(tables, key=lambda name: _valid_score(runs, name))
-    rare = runs[0].data["classes"][rarest_class(runs[0].data["counts"]["train"])]
+    _, rare = rare_class(runs)
     png = png_bytes(plot_subgroups(tables[best], rare))
     write_atomic(folder / "subgroups.png", png)
     lines = "<br>".join(map(escape, subgroup_lines(tables[best], rare)))
@@ -279,8 +275,8 @@ def subgroups_section(
     return (
         f"<h2>Subgroups</h2>\n<p>{escape(best)}, the best on validation images; subgroups.csv has "
         f"all methods. {escape(SUBGROUPS_NOTE)}</p>\n<p>{lines}</p>\n"
-        f'<img id="subgroups" alt="{escape(alt)}" src="data:image/png;base64,'
-        f'{base64.b64encode(png).decode()}">'
+        f'<img id="subgroups" alt="{escape(alt)}" '
+        f'src="{png_address(png)}">'
     )
 
 

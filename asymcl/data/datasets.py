@@ -74,7 +74,8 @@ class ImageData:
     skipped: pd.DataFrame = None  # file, row and problem of skipped images; None: no image
     fit: str = "squish"  # "squish", "crop" or "pad": method that resized images that are not square
     drawn_test: bool = False  # whether another seed draws other test images
-    # number K of folds, of which the seed tests number seed % K of division seed // K; None: no folds
+    # number K of folds, of which the seed tests number seed % K of division seed // K;
+    # None: no folds
     folds: int = None
 
     def __post_init__(self):

@@ -174,8 +174,8 @@ def _decision_section(model):
         also = " if that is most probable, or" if point.only_adds else ""
         lines = [
             f"An image is called {name}{also} from a probability of {point.value:.3g}. On the "
-            f"validation images that finds {point.recall:.1%} of the {point.images} images of this class, and "
-            f"{point.false_alarms:.1%} of the others are false alarms."
+            f"validation images that finds {point.recall:.1%} of the {point.images} images of this "
+            f"class, and {point.false_alarms:.1%} of the others are false alarms."
         ]
     if model.prior is not None:
         shares = zip(model.classes, model.prior.shares, strict=True)
