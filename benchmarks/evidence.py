@@ -36,24 +36,26 @@ class Task:
     proportions: tuple | None = (0.98, 0.02)
     long_tail_ratio: float | None = None
     weights: str | None = None
+    cut: tuple = ()  # methods that are left out
 
 
+SHORT = ("AFSupMin",)  # cut for time, before these tasks began
 TASKS = {
     "shirt_98_pretrained": Task(weights="fashion_mnist_eight"),
     "shirt_99_5_pretrained": Task(proportions=(0.995, 0.005), weights="fashion_mnist_eight"),
-    "shirt_90_pretrained": Task(proportions=(0.9, 0.1), weights="fashion_mnist_eight"),
+    "shirt_90_pretrained": Task(proportions=(0.9, 0.1), weights="fashion_mnist_eight", cut=SHORT),
     "coat_98_pretrained": Task(("Pullover", "Coat"), weights="without_pullover_coat.safetensors"),
     "boot_98_pretrained": Task(
         ("Sneaker", "Ankle boot"), weights="without_sneaker_boot.safetensors"
     ),
-    "shirt_98_random": Task(),
-    "long_tail_random": Task("all", None, long_tail_ratio=100),
-    "shirt_95_pretrained": Task(proportions=(0.95, 0.05), weights="fashion_mnist_eight"),
-    "shirt_99_5_random": Task(proportions=(0.995, 0.005)),
-    "shirt_90_random": Task(proportions=(0.9, 0.1)),
-    "coat_98_random": Task(("Pullover", "Coat")),
-    "boot_98_random": Task(("Sneaker", "Ankle boot")),
-    "shirt_95_random": Task(proportions=(0.95, 0.05)),
+    "shirt_98_random": Task(cut=SHORT),
+    "long_tail_random": Task("all", None, long_tail_ratio=100, cut=SHORT),
+    "shirt_95_pretrained": Task(proportions=(0.95, 0.05), weights="fashion_mnist_eight", cut=SHORT),
+    "shirt_99_5_random": Task(proportions=(0.995, 0.005), cut=SHORT),
+    "shirt_90_random": Task(proportions=(0.9, 0.1), cut=SHORT),
+    "coat_98_random": Task(("Pullover", "Coat"), cut=SHORT),
+    "boot_98_random": Task(("Sneaker", "Ankle boot"), cut=SHORT),
+    "shirt_95_random": Task(proportions=(0.95, 0.05), cut=SHORT),
 }  # the most informative first
 RATES = {True: (3e-4, 1e-3, 3e-3), False: (1e-3, 3e-3, 1e-2)}  # with pretrained weights, without
 ASYMMETRY = (dict(eta=10.0, gamma=0.0), dict(eta=120.0, gamma=2.0))
@@ -145,8 +147,9 @@ def best(rows):
 
 def choose(searches):
     "Chosen row of each method, with AFCL in the better averaging, and the best methods"
-    chosen = {method: best(searches[method]) for method in ("CE", "CL", "SupMin", "AFSupMin")}
-    chosen["AFCL"] = best([best(searches["AFCL pairs"]), best(searches["AFCL batch"])])
+    averaged = ("AFCL pairs", "AFCL batch")
+    chosen = {name: best(rows) for name, rows in searches.items() if name not in averaged}
+    chosen["AFCL"] = best([best(searches[name]) for name in averaged])
     scores = {method: row["valid_roc_auc"] for method, row in chosen.items()}
     trained = max(scores, key=scores.get)
     contrastive = max((name for name in scores if name != "CE"), key=scores.get)
@@ -173,7 +176,8 @@ def image_rows(work, runs, chosen, contrasts):
 
 def study(work):
     "Rows of one task: all trials, the choices, and the test of what was chosen"
-    searches = {method: work.search(method) for method in VARIANTS}
+    methods = [name for name in VARIANTS if name not in TASKS[work.name].cut]
+    searches = {method: work.search(method) for method in methods}
     chosen, contrasts = choose(searches)
     rows = [row for search in searches.values() for row in search] + list(chosen.values())
     if work.base.weights:

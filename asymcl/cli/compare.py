@@ -265,13 +265,13 @@ def _run(settings, grid, folder, kept, pairs):
     try:
         for run in comparison.run_jobs(on_epoch):
             runs.append(run)
+            write_atomic(folder / "comparison.json", described)
+            report.write_records(folder, settings, runs)
+            epochs = max(epochs, len(runs) // len(settings.heads) * settings.epochs)
             if not (folder / "images.png").is_file():
                 data, _ = comparison.load(jobs[0])
                 label_audit.write_audit(folder, jobs, data)
                 report.write_examples(folder, data)
-            epochs = max(epochs, len(runs) // len(settings.heads) * settings.epochs)
-            write_atomic(folder / "comparison.json", described)
-            report.write_records(folder, settings, runs)
     except BaseException:
         with suppress(Exception):  # the error that ended the runs is reported
             _finish_all(folder, settings, runs, kept, pairs)
@@ -284,12 +284,15 @@ def _finish_all(folder, settings, runs, kept, pairs):
     "Leave the progress bar, and report the runs so far"
     from fastai.torch_core import num_distrib
 
+    from asymcl.compare import report
+
     if num_distrib() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which torchrun ends all processes
     with suppress(OSError):  # the terminal was closed
         print()  # after the progress bar
     if runs:
         kept.append(f"the finished runs are in {folder}")
+        report.write_records(folder, settings, runs)  # a signal may have come before
         _finish(folder, settings, runs, pairs)
 
 # %% ../../nbs/api/cli/compare.ipynb #3a7d9af3
