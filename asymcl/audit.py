@@ -80,8 +80,8 @@ def _probabilities(components, labels, groups):
 
 # %% ../nbs/api/audit.ipynb #99e58c28
 def confident_classes(
-    probabilities,  # (n, classes), held out
-    labels,  # integers (n,) in 0..classes-1, every class at least once
+    probabilities: np.ndarray,  # (n, classes), held out
+    labels: np.ndarray,  # integers (n,) in 0..classes-1, every class at least once
 ) -> np.ndarray:  # (n,) class index; -1: no class
     "Find the class that each image confidently belongs to, by the threshold of that class."
     classes = range(probabilities.shape[1])
@@ -120,9 +120,9 @@ def _suggested(probabilities, labels):
 
 # %% ../nbs/api/audit.ipynb #96d926eb
 def label_issues(
-    features,  # (n, width), of an encoder that was not trained on these labels
-    labels,  # integers (n,) in 0..classes-1
-    groups=None,  # group of each image (n,), such as the patient; None: every image is one
+    features: np.ndarray | torch.Tensor,  # (n, width), of an encoder not trained on these labels
+    labels: list | np.ndarray | torch.Tensor,  # integers (n,) in 0..classes-1
+    groups: list | np.ndarray | torch.Tensor | None = None,  # (n,), patients, ...; None: one each
 ) -> pd.DataFrame:  # one row an image, the most suspicious first
     """Rank images by how probably their label is wrong.
 
@@ -178,15 +178,16 @@ def _expected_by_chance(ratios):
 
 # %% ../nbs/api/audit.ipynb #0b97879f
 def near_duplicates(
-    features,  # (n, width), one row an image
-    splits,  # name or number of the split of each image (n,), two splits or more
+    features: np.ndarray | torch.Tensor,  # (n, width), one row an image
+    splits: list | np.ndarray,  # name or number of the split of each image (n,), two splits or more
     expected=1.0,  # pairs are listed that are closer than this number of images by chance, > 0
 ) -> pd.DataFrame:  # one row a pair, the closest first; empty where nothing is that close
     """List pairs of images of different splits that are closer than chance explains.
 
     Columns: `image` and `twin`, rows; `cosine` of their whitened components; `expected`, the number
     of images that are as close by chance. Raises ArgumentError for features that are not finite or
-    all equal, other lengths, and fewer than ten images outside a split."""
+    all equal, other lengths, fewer than ten images outside a split, and an `expected` that is not >
+    0."""
     check_positive("expected", expected)
     components = _components(features)
     splits = np.asarray(splits)
@@ -245,7 +246,7 @@ def _duplicates_of(data, features):
 def audit(
     data,  # ImageData with the splits train, valid and test
     encoder,  # nn.Module: images to features (n, width), not trained on these labels
-    cache=None,  # folder of the features; None: asymcl/features in the user's cache; False: none
+    cache: str | Path | bool | None = None,  # folder; None: the user's cache; False: none
     cache_limit=10 * 2**30,  # size limit of the cache folder in bytes
 ) -> tuple:  # DataFrame of suspicious labels, DataFrame of near duplicates
     """Audit the labels of training and validation images, and near duplicates of all splits.
@@ -286,9 +287,9 @@ def _draw(ax, image, title):
 # %% ../nbs/api/audit.ipynb #a5d4f916
 def plot_issues(
     data,  # ImageData
-    issues,  # first table of `audit`, with one row or more
+    issues: pd.DataFrame,  # first table of `audit`, with one row or more
     n=24,  # largest number of images
-) -> Figure:
+) -> Figure:  # one panel for each image
     "Draw the most suspicious images with their given and suggested class."
     rows = issues.head(n).to_dict("records")
     fig, axes = make_panels(len(rows), (1.3, 1.6), columns=6)
@@ -300,9 +301,9 @@ def plot_issues(
 
 def plot_duplicates(
     data,  # ImageData
-    duplicates,  # second table of `audit`, with one row or more
+    duplicates: pd.DataFrame,  # second table of `audit`, with one row or more
     n=12,  # largest number of pairs
-) -> Figure:
+) -> Figure:  # two panels for each pair
     "Draw the closest pairs of images of different splits with their classes."
     rows = duplicates.head(n).to_dict("records")
     fig, axes = make_panels(2 * len(rows), (1.3, 1.5), columns=6)

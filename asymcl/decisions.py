@@ -58,8 +58,8 @@ def _score_arrays(scores, positive):
 
 # %% ../nbs/api/decisions.ipynb #5d4b04ef
 def rank_for_recall(
-    n,  # number of images of the class
-    recall,  # required recall, in (0, 1)
+    n: int,  # number of images of the class
+    recall: float,  # required recall, in (0, 1)
     confidence=0.95,  # required probability of that recall, in (0, 1); None: on average
 ) -> int:  # rank in 0..n; 0: n images are too few
     "Find the largest k such that the k-th lowest of n scores is a threshold with this recall."
@@ -69,12 +69,16 @@ def rank_for_recall(
 
 
 def images_for_recall(
-    recall,  # required recall, in (0, 1)
+    recall: float,  # required recall, in (0, 1)
     confidence=0.95,  # required probability of that recall, in (0, 1); None: on average
 ) -> int:  # number of images of the class
-    "Compute the number of images of a class that a threshold with that recall needs."
+    """Compute the number of images of a class that a threshold with that recall needs.
+
+    Raises ArgumentError for a recall or confidence outside (0, 1)."""
+    _check_share("recall", recall)
     if confidence is None:
         return math.ceil(recall / (1 - recall) - 1e-9)
+    _check_share("confidence", confidence)
     return math.ceil(math.log(1 - confidence) / math.log(recall) - 1e-9)
 
 # %% ../nbs/api/decisions.ipynb #cbe9f4a0
@@ -95,9 +99,9 @@ def _score_at_rank(of_class, share, confidence, argument, name="the class"):
 
 
 def threshold_for_recall(
-    scores,  # (m,) probabilities of the class
-    positive,  # (m,) bool, True for images of the class
-    recall,  # required recall, in (0, 1)
+    scores: np.ndarray,  # (m,) probabilities of the class
+    positive: np.ndarray,  # (m,) bool, True for images of the class
+    recall: float,  # required recall, in (0, 1)
     confidence=0.95,  # required probability of that recall, in (0, 1); None: on average
 ) -> float:  # threshold, reduced by 0.01% for rounding
     """Find the highest threshold t such that `scores >= t` has the recall on new images.
@@ -108,10 +112,10 @@ def threshold_for_recall(
 
 # %% ../nbs/api/decisions.ipynb #3b630d78
 def precision_at(
-    recall,  # share of the images of the class that are found, in [0, 1]
-    false_alarms,  # share of the other images that are found, in [0, 1]
-    prevalence,  # share of the class where the model is used, in (0, 1)
-):  # share of the found images that are of the class; NaN if nothing is found
+    recall: float | np.ndarray,  # share of the images of the class that are found, in [0, 1]
+    false_alarms: float | np.ndarray,  # share of the other images that are found, in [0, 1]
+    prevalence: float,  # share of the class where the model is used, in (0, 1)
+) -> float | np.ndarray:  # share of the found images that are of the class; NaN if nothing is found
     "Compute the precision at a prevalence. Raises ArgumentError for a prevalence out of range."
     _check_share("prevalence", prevalence)
     hits = prevalence * np.asarray(recall, float)
@@ -151,12 +155,12 @@ def _lowest_tested(scores, positive, required, level):
 
 # %% ../nbs/api/decisions.ipynb #3e2a6ea9
 def threshold_for_precision(
-    scores,  # (m,) probabilities of the class
-    positive,  # (m,) bool, True for images of the class
-    precision,  # required precision, in (0, 1)
+    scores: np.ndarray,  # (m,) probabilities of the class
+    positive: np.ndarray,  # (m,) bool, True for images of the class
+    precision: float,  # required precision, in (0, 1)
     confidence=0.95,  # probability of that precision, in (0, 1); None: on these images only
-    prevalence=None,  # share of the class in use, in (0, 1); None: as among these images
-) -> float:
+    prevalence: float | None = None,  # share of the class in use, in (0, 1); None: of these images
+) -> float:  # lowest probability of the class
     """Find the lowest threshold t such that `scores >= t` has the precision.
 
     Raises ValueError for values out of range, and where no threshold reaches the precision."""
@@ -180,18 +184,23 @@ def threshold_for_precision(
 
 # %% ../nbs/api/decisions.ipynb #9ce3521c
 def bayes_threshold(
-    cost_ratio,  # cost of a missed image of the class divided by that of a false alarm, > 0
-) -> float:
-    "Compute the threshold of the lowest cost on calibrated probabilities. Raises ArgumentError."
+    cost_ratio: float,  # cost of a missed image of the class divided by that of a false alarm, > 0
+) -> float:  # threshold of a calibrated probability, in (0, 1)
+    """Compute the threshold of the lowest cost on calibrated probabilities.
+
+    Raises ArgumentError for a cost ratio that is not > 0."""
     check_positive("cost_ratio", cost_ratio)
     return 1 / (1 + cost_ratio)
 
 
 def prevalence_weights(
-    positive,  # (m,) bool, True for images of the class, of both kinds
-    prevalence=None,  # share of the class in use, in (0, 1); None: as among these images
+    positive: np.ndarray,  # (m,) bool, True for images of the class, of both kinds
+    prevalence: float | None = None,  # share of the class in use, in (0, 1); None: of these images
 ) -> np.ndarray:  # (m,), mean 1
-    "Compute weights of images that change the share of the class. Raises ValueError."
+    """Compute weights of images that change the share of the class.
+
+    Raises ValueError for images of one kind only, and ArgumentError for a prevalence out of
+    range."""
     positive = as_array(positive, "positive")
     share = _share_of_class(positive)
     if prevalence is None:
@@ -203,8 +212,8 @@ def prevalence_weights(
 class Calibration(NamedTuple):
     "A line from the log odds of a score to the log odds of the class (Platt 1999)"
 
-    slope: float
-    intercept: float
+    slope: float  # factor of the log odds of the score
+    intercept: float  # log odds of the class at a score of one half
 
 
 def _log_odds(scores):
@@ -213,10 +222,10 @@ def _log_odds(scores):
 
 
 def fit_calibration(
-    scores,  # (m,) probabilities of the class on validation images
-    positive,  # (m,) bool, True for images of the class, of both kinds
-    prevalence=None,  # share of the class in use, in (0, 1); None: as among these images
-) -> Calibration:
+    scores: np.ndarray,  # (m,) probabilities of the class on validation images
+    positive: np.ndarray,  # (m,) bool, True for images of the class, of both kinds
+    prevalence: float | None = None,  # share of the class in use, in (0, 1); None: of these images
+) -> Calibration:  # slope and intercept
     "Fit the calibration of a class at a prevalence. Raises ValueError for values out of range."
     scores, positive = _score_arrays(scores, positive)
     weights = prevalence_weights(positive, prevalence)
@@ -230,19 +239,21 @@ def fit_calibration(
 
 
 def calibrated(
-    scores,  # (n,) probabilities of the class
-    calibration,  # Calibration
+    scores: np.ndarray,  # (n,) probabilities of the class
+    calibration: Calibration,  # slope and intercept
 ) -> np.ndarray:  # (n,)
-    "Calibrate probabilities."
+    """Calibrate probabilities.
+
+    Raises ValueError for empty arrays."""
     return expit(calibration.slope * _log_odds(as_array(scores, "scores")) + calibration.intercept)
 
 
 def threshold_for_cost_ratio(
-    scores,  # (m,) probabilities of the class on validation images
-    positive,  # (m,) bool, True for images of the class, of both kinds
-    cost_ratio,  # cost of a missed image of the class divided by that of a false alarm, > 0
-    prevalence=None,  # share of the class in use, in (0, 1); None: as among these images
-) -> float:
+    scores: np.ndarray,  # (m,) probabilities of the class on validation images
+    positive: np.ndarray,  # (m,) bool, True for images of the class, of both kinds
+    cost_ratio: float,  # cost of a missed image of the class divided by that of a false alarm, > 0
+    prevalence: float | None = None,  # share of the class in use, in (0, 1); None: of these images
+) -> float:  # lowest probability of the class
     """Find the score at which the calibrated probability is that of the lowest cost.
 
     Raises ValueError for values out of range, and for scores that do not rise with the class."""
@@ -267,10 +278,12 @@ class Threshold(NamedTuple):
 
 
 def decide(
-    probabilities,  # (n, classes)
-    threshold=None,  # Threshold; None: the most probable class
+    probabilities: np.ndarray,  # (n, classes)
+    threshold: Threshold | None = None,  # class and its threshold; None: the most probable class
 ) -> np.ndarray:  # (n,) int
-    "Assign images that reach the threshold to its class, others to the most probable other class."
+    """Assign images that reach the threshold to its class, others to the most probable other class.
+
+    Raises ValueError for empty arrays."""
     p = as_array(probabilities, "probabilities")
     if threshold is None:
         return p.argmax(1)
@@ -280,8 +293,8 @@ def decide(
 
 
 def rates(
-    found,  # (n,) bool, True for images that are assigned to the class
-    positive,  # (n,) bool, True for images of the class, of both kinds
+    found: np.ndarray,  # (n,) bool, True for images that are assigned to the class
+    positive: np.ndarray,  # (n,) bool, True for images of the class, of both kinds
 ) -> tuple:  # recall, and the share of the other images that are assigned to the class
     "Compute recall and false-alarm rate of a decision."
     found, positive = np.asarray(found, bool), np.asarray(positive, bool)
@@ -289,20 +302,24 @@ def rates(
 
 # %% ../nbs/api/decisions.ipynb #6d3b62a5
 def reweighted(
-    probabilities,  # (n, classes)
-    weights,  # (classes,), > 0
+    probabilities: np.ndarray,  # (n, classes)
+    weights: np.ndarray,  # (classes,), > 0
 ) -> np.ndarray:  # (n, classes), rows sum to 1
-    "Multiply the probabilities of each class by its weight, and scale the rows to a sum of 1."
+    """Multiply the probabilities of each class by its weight, and scale the rows to a sum of 1.
+
+    Raises ValueError for empty arrays."""
     p = as_array(probabilities, "probabilities") * as_array(weights, "weights")
     return p / p.sum(1, keepdims=True)
 
 
 def shares_at(
-    shares,  # class shares or counts, (classes,), >= 0
-    label,  # index of a class
-    prevalence,  # new share of that class, in (0, 1)
+    shares: np.ndarray,  # class shares or counts, (classes,), >= 0
+    label: int,  # index of a class
+    prevalence: float,  # new share of that class, in (0, 1)
 ) -> np.ndarray:  # class shares, (classes,), sum 1
-    "Change the share of one class, and keep the proportions of the others. Raises ArgumentError."
+    """Change the share of one class, and keep the proportions of the others.
+
+    Raises ArgumentError for a prevalence outside (0, 1)."""
     _check_share("prevalence", prevalence)
     others = as_array(shares, "shares").astype(float)
     others[label] = 0
@@ -312,9 +329,9 @@ def shares_at(
 
 # %% ../nbs/api/decisions.ipynb #620be1de
 def prior_weights(
-    probabilities,  # (m, classes) of validation images
-    labels,  # (m,) class indices, every class present
-    shares,  # class shares in use, (classes,), > 0, sum 1
+    probabilities: np.ndarray,  # (m, classes) of validation images
+    labels: np.ndarray,  # (m,) class indices, every class present
+    shares: np.ndarray,  # class shares in use, (classes,), > 0, sum 1
 ) -> np.ndarray:  # (classes,), for `reweighted`
     "Fit the weights of the classes for other class shares. Raises ValueError for a missing class."
     log_p = np.log(np.maximum(as_array(probabilities, "probabilities"), 1e-30))
@@ -336,11 +353,11 @@ def prior_weights(
 
 # %% ../nbs/api/decisions.ipynb #67e8c7e9
 def expected_cost(
-    recall,  # share of the images of the class that are found, in [0, 1]
-    false_alarms,  # share of the other images that are found, in [0, 1]
-    cost_ratio,  # cost of a missed image of the class divided by that of a false alarm, > 0
-    prevalence,  # share of the class in use, in (0, 1)
-):  # cost per image, in false alarms
+    recall: float | np.ndarray,  # share of the images of the class that are found, in [0, 1]
+    false_alarms: float | np.ndarray,  # share of the other images that are found, in [0, 1]
+    cost_ratio: float,  # cost of a missed image of the class divided by that of a false alarm, > 0
+    prevalence: float,  # share of the class in use, in (0, 1)
+) -> float | np.ndarray:  # cost per image, in false alarms
     "Compute the expected cost per image. Raises ArgumentError for values out of range."
     check_positive("cost_ratio", cost_ratio)
     _check_share("prevalence", prevalence)
@@ -348,11 +365,13 @@ def expected_cost(
 
 
 def cost_table(
-    decisions,  # dict: name of a policy -> recall and false-alarm rate
-    cost_ratio,  # cost of a missed image of the class divided by that of a false alarm, > 0
-    prevalence,  # share of the class in use, in (0, 1)
+    decisions: dict,  # name of a policy -> recall and false-alarm rate
+    cost_ratio: float,  # cost of a missed image of the class divided by that of a false alarm, > 0
+    prevalence: float,  # share of the class in use, in (0, 1)
 ) -> pd.DataFrame:  # recall, false_alarms, precision and cost by policy
-    "Compare policies with treating all images and none. Raises ArgumentError."
+    """Compare policies with treating all images and none.
+
+    Raises ArgumentError for a cost ratio or prevalence out of range."""
     rows = {}
     for name, pair in (decisions | {"treat all": (1.0, 1.0), "treat none": (0.0, 0.0)}).items():
         rows[name] = dict(
@@ -365,11 +384,11 @@ def cost_table(
 
 # %% ../nbs/api/decisions.ipynb #53c65e0b
 def net_benefit(
-    recall,  # share of the images of the class that are found, in [0, 1]
-    false_alarms,  # share of the other images that are found, in [0, 1]
-    threshold,  # threshold probability of the user, in (0, 1)
-    prevalence,  # share of the class in use, in (0, 1)
-):  # hits per image less weighted false alarms per image
+    recall: float | np.ndarray,  # share of the images of the class that are found, in [0, 1]
+    false_alarms: float | np.ndarray,  # share of the other images that are found, in [0, 1]
+    threshold: float,  # threshold probability of the user, in (0, 1)
+    prevalence: float,  # share of the class in use, in (0, 1)
+) -> float | np.ndarray:  # hits per image less weighted false alarms per image
     "Compute the net benefit. Raises ArgumentError for values out of range."
     _check_share("threshold", threshold)
     _check_share("prevalence", prevalence)
@@ -377,10 +396,10 @@ def net_benefit(
 
 
 def decision_curve(
-    probabilities,  # (n,) calibrated probabilities of the class on test images
-    positive,  # (n,) bool, True for images of the class, of both kinds
-    thresholds,  # threshold probabilities, each in (0, 1)
-    prevalence,  # share of the class for which the probabilities are calibrated, in (0, 1)
+    probabilities: np.ndarray,  # (n,) calibrated probabilities of the class on test images
+    positive: np.ndarray,  # (n,) bool, True for images of the class, of both kinds
+    thresholds: list | tuple | np.ndarray,  # threshold probabilities, each in (0, 1)
+    prevalence: float,  # share of the class for which the probabilities are calibrated, in (0, 1)
 ) -> pd.DataFrame:  # threshold, model, treat_all and treat_none, a row for each threshold
     "Compute the net benefit at each threshold. Raises ValueError for values out of range."
     p, positive = _score_arrays(probabilities, positive)
@@ -400,10 +419,10 @@ EXPERT = -1  # in place of a class index: ask an expert
 
 
 def conformal_thresholds(
-    probabilities,  # (m, classes) of validation images
-    labels,  # (m,) class indices
-    coverage,  # probability that a set has the true class, for each class, in (0, 1)
-    classes=None,  # names of the classes for errors, (classes,); None: their indices
+    probabilities: np.ndarray,  # (m, classes) of validation images
+    labels: np.ndarray,  # (m,) class indices
+    coverage: float,  # probability that a set has the true class, for each class, in (0, 1)
+    classes: list | tuple | None = None,  # names of classes for errors, (classes,); None: indices
 ) -> np.ndarray:  # lowest probability of each class in a set, (classes,)
     "Compute the thresholds of the classes. Raises ArgumentError for too few images of a class."
     p, labels = as_array(probabilities, "probabilities"), as_array(labels, "labels")
@@ -417,25 +436,29 @@ def conformal_thresholds(
 
 
 def prediction_sets(
-    probabilities,  # (n, classes)
-    thresholds,  # lowest probability of each class, (classes,)
+    probabilities: np.ndarray,  # (n, classes)
+    thresholds: np.ndarray,  # lowest probability of each class, (classes,)
 ) -> np.ndarray:  # (n, classes) bool, True for classes in the set
-    "Return the classes of each set."
+    """Return the classes of each set.
+
+    Raises ValueError for empty arrays."""
     return as_array(probabilities, "probabilities") >= as_array(thresholds, "thresholds")
 
 
 def decide_or_ask(
-    sets,  # (n, classes) bool
+    sets: np.ndarray,  # (n, classes) bool
 ) -> np.ndarray:  # (n,) class indices, EXPERT where a set has no class or several
     "Choose the class of each set with exactly one class, and EXPERT for other sets."
     return np.where(sets.sum(1) == 1, sets.argmax(1), EXPERT)
 
 
 def class_coverage(
-    sets,  # (n, classes) bool
-    labels,  # (n,) class indices
+    sets: np.ndarray,  # (n, classes) bool
+    labels: np.ndarray,  # (n,) class indices
 ) -> np.ndarray:  # (classes,); NaN for a class without images
-    "Compute, for each class, the share of its images whose set contains it."
+    """Compute, for each class, the share of its images whose set contains it.
+
+    Raises ValueError for empty arrays."""
     labels = as_array(labels, "labels")
     of_classes = [sets[labels == c, c] for c in range(sets.shape[1])]
     return np.array([found.mean() if len(found) else np.nan for found in of_classes])

@@ -30,7 +30,9 @@ from asymcl.losses import (
 def join_ranks(
     timeout=600,  # seconds to wait for a silent rank before an error is raised, > 0
 ):
-    "Join the processes that `torchrun` started, each with its GPU; alone or joined, do nothing"
+    """Join the processes that `torchrun` started, each with its GPU; alone or joined, do nothing.
+
+    Raises ValueError for a timeout that is not > 0."""
     if not timeout > 0:
         raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized():
@@ -74,7 +76,7 @@ class _Gather(torch.autograd.Function):
 
 # %% ../nbs/api/distributed.ipynb #0977680e
 def gather_rows(
-    rows,  # tensor (n, ...) of this rank; n may differ between ranks and may be 0
+    rows: torch.Tensor,  # tensor (n, ...) of this rank; n may differ between ranks and may be 0
 ) -> list:  # tensors of all ranks, in the order of the ranks
     """Gather the rows of all ranks. Gradients flow back to their ranks, summed over ranks.
 
@@ -95,9 +97,9 @@ def gather_rows(
 
 # %% ../nbs/api/distributed.ipynb #a167a70c
 def mean_over_ranks(
-    total,  # scalar tensor: sum over the items of this rank
-    count,  # number of these items, >= 0
-):  # scalar tensor with the same value on every rank
+    total: torch.Tensor,  # scalar tensor: sum over the items of this rank
+    count: int,  # number of these items, >= 0
+) -> torch.Tensor:  # scalar tensor with the same value on every rank
     "Compute the mean over the items of all ranks; DDP averages its gradients to those of the mean"
     sums = torch.stack([total.detach().double(), total.new_tensor(count, dtype=torch.float64)])
     if world_size() > 1:
@@ -137,17 +139,19 @@ def _own_sum(columns, labels, averaging, reduction, **settings):
 
 # %% ../nbs/api/distributed.ipynb #b133c9a1
 def distributed_loss(
-    embeddings,  # (n, d) or (n, views, d) of this rank's images; n may differ, and be 0
-    labels,  # integers (n,), or soft labels (n, classes)
+    embeddings: torch.Tensor,  # (n, d) or (n, views, d) of this rank; n may differ, and be 0
+    labels: torch.Tensor,  # integers (n,), or soft labels (n, classes)
     *,
     averaging="pairs",  # "pairs" or "batch", which divides by the number of anchors of all ranks
     reduction="mean",  # over the anchors of all ranks: "mean", "sum" or "mean_positive"
     **settings,  # gamma, eta and other settings of `asymmetric_focal_contrastive_loss`
-):  # scalar with the same value on every rank; gradients must be averaged over ranks, as DDP does
+) -> torch.Tensor:  # scalar, equal on all ranks; average its gradients over ranks, as DDP does
     """Compute the contrastive loss of the images of all ranks; each rank computes its own anchors.
 
     With `supervised_share` each rank draws for its anchors, so "mean_positive" cannot be counted.
-    Raises ValueError for it, reduction "none", references and masks, which belong to one rank."""
+    Raises TypeError or ValueError for a bad argument, as `asymmetric_focal_contrastive_loss` does,
+    and ValueError for references and masks, which belong to one rank, for reduction "none", and for
+    "mean_positive" with `supervised_share`."""
     if reduction not in ("mean", "sum", "mean_positive"):
         raise ValueError(
             f"across ranks, reduction must be mean, sum or mean_positive, got {reduction!r}"
@@ -175,16 +179,24 @@ def distributed_loss(
 
 # %% ../nbs/api/distributed.ipynb #457e2d8a
 class DistributedLoss(nn.Module):
-    "A contrastive loss over the images of all ranks; with one rank, the loss itself"
+    """A contrastive loss over the images of all ranks; with one rank, the loss itself.
+
+    Raises TypeError across ranks for a loss that is none of asymcl.losses."""
 
     def __init__(
         self,
-        loss,  # a loss of asymcl.losses; with one rank, any callable
+        loss: callable,  # a loss of asymcl.losses; with one rank, any callable
     ):
         super().__init__()
         self.loss = loss
 
-    def forward(self, embeddings, labels=None, **others):
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (n, d) or (n, views, d) of this rank
+        labels: torch.Tensor | None = None,  # integers (n,) or soft labels (n, classes)
+        **others,  # further arguments of the loss
+    ) -> torch.Tensor:  # scalar, equal on all ranks
+        "Compute the loss over the images of all ranks"
         if world_size() == 1:
             return self.loss(embeddings, labels, **others)
         prototypes = type(self.loss) is SupPrototypeLoss
@@ -208,12 +220,17 @@ class DistributedMean(nn.Module):
 
     def __init__(
         self,
-        loss,  # callable of predictions (n, ...) and targets (n, ...) that returns a mean over n
+        loss: callable,  # predictions (n, ...) and targets (n, ...) to a mean over n
     ):
         super().__init__()
         self.loss = loss
 
-    def forward(self, predictions, targets):
+    def forward(
+        self,
+        predictions: torch.Tensor,  # (n, ...) of this rank; n may be 0
+        targets: torch.Tensor,  # (n, ...)
+    ) -> torch.Tensor:  # scalar, equal on all ranks
+        "Compute the mean over the images of all ranks"
         if world_size() == 1:
             return self.loss(predictions, targets)
         n = len(targets)

@@ -298,9 +298,9 @@ class _FusedLoss(torch.autograd.Function):
 
 # %% ../nbs/api/fused.ipynb #ba1fe250
 def reduce_losses(
-    losses,  # (anchors,)
-    share,  # (anchors,) weight of each loss in the sum, such as 1/anchors; None: no sum
-):  # scalar, or the losses themselves
+    losses: torch.Tensor,  # (anchors,)
+    share: torch.Tensor | None,  # (anchors,) weight of each loss in the sum; None: no sum
+) -> torch.Tensor:  # scalar, or the losses themselves
     "Sum losses with weights"
     return losses if share is None else (losses * share).sum()
 
@@ -320,16 +320,16 @@ def _differentiable_gradients(ctx, columns, temperature, upstream):
 
 # %% ../nbs/api/fused.ipynb #bc0670ad
 def fused_losses(
-    columns,  # (anchors + references, d) float32 or float64; the anchors come first
+    columns: torch.Tensor,  # (anchors + references, d) float32 or float64; the anchors come first
     pairs,  # integer class of each column, or function: anchors (b,) to weights (b, columns)
-    anchors,  # number of anchors
-    plain,  # function: columns and temperature to losses (anchors,), differentiable twice
+    anchors: int,  # number of anchors
+    plain: callable,  # function: columns and temperature to losses (anchors,), differentiable twice
     *,
-    temperature,  # number > 0, or scalar tensor of the columns' type and device
-    share,  # (anchors,) weight of each loss in the sum; None: no sum
+    temperature: float | torch.Tensor,  # number > 0, or scalar of the columns' type and device
+    share: torch.Tensor | None,  # (anchors,) weight of each loss in the sum; None: no sum
     reference_only=False,  # True: compare with the references only
     **settings,  # gamma, eta and averaging; block_rows, the number of anchors in a block
-):  # scalar, or (anchors,) without share
+) -> torch.Tensor:  # scalar, or (anchors,) without share
     "Compute AFCL and its gradient by blocks of anchors; the arguments are not checked"
     if len(columns) - (anchors if reference_only else 1) < 2:
         return reduce_losses(plain(columns, temperature), share)

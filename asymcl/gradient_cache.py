@@ -27,11 +27,11 @@ def _buffers_restored(model):
 
 # %% ../nbs/api/gradient_cache.ipynb #aa19d733
 def embed_in_chunks(
-    model,  # nn.Module: images (n, ...) to embeddings (n, d)
-    images,  # (n, ...)
-    size,  # number of images embedded at a time, >= 1
+    model: torch.nn.Module,  # images (n, ...) to embeddings (n, d)
+    images: torch.Tensor,  # (n, ...)
+    size: int,  # number of images embedded at a time, >= 1
     forward=None,  # function that embeds a chunk; None: the model itself
-):  # embeddings (n, d)
+) -> torch.Tensor:  # embeddings (n, d)
     """Embed a batch with the activations of one chunk in memory (Gao et al. 2021).
 
     The backward pass embeds each chunk again. Batch norm uses the statistics of each chunk.
@@ -51,10 +51,12 @@ def embed_in_chunks(
 
 # %% ../nbs/api/gradient_cache.ipynb #82842a91
 def chunk_next_call(
-    model,  # nn.Module: images (n, ...) to embeddings (n, d); without DDP around it
-    size,  # number of images embedded at a time, >= 1
+    model: torch.nn.Module,  # images (n, ...) to embeddings (n, d); without DDP around it
+    size: int,  # number of images embedded at a time, >= 1
 ):
-    "Let the next call of `model`, and only that, use `embed_in_chunks`"
+    """Let the next call of `model`, and only that, use `embed_in_chunks`.
+
+    Raises ValueError, in that call, for size < 1."""
     own = vars(model).get("forward")
 
     def forward(images):

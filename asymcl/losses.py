@@ -387,8 +387,8 @@ def _check_range(name, x, allowed, ignored=0):
 
 # %% ../nbs/api/losses.ipynb #2b950f23
 def asymmetric_focal_contrastive_loss(
-    embeddings,  # (n, d), or (n, views, d) for several views of each image; any floating type
-    labels=None,  # integers (n,), or soft labels (n, classes) whose rows sum to one
+    embeddings: torch.Tensor,  # (n, d), or (n, views, d) for several views; any floating type
+    labels: torch.Tensor | None = None,  # integers (n,), or soft labels (n, classes), row sums 1
     *,
     gamma=0.0,  # focusing exponent >= 0 on positives; 0 gives CL or ACL
     eta=0.0,  # weight >= 0 of the negatives' term; 0 gives CL or FCL
@@ -396,19 +396,20 @@ def asymmetric_focal_contrastive_loss(
     averaging="pairs",  # "pairs": divide each sum by its pairs; "batch": by the number of anchors
     normalize=True,  # scale embeddings (and reference) to length one first
     reduction="mean",  # "mean", "sum", "none" of anchors; "mean_positive": of those with positives
-    reference=None,  # (r, d) further columns that are not anchors, with gradient
-    reference_labels=None,  # labels (r,) or (r, classes) of the reference
+    reference: torch.Tensor | None = None,  # (r, d) columns that are not anchors, with gradient
+    reference_labels: torch.Tensor | None = None,  # labels (r,) or (r, classes) of the reference
     reference_only=False,  # compare anchors only with the reference
-    pair_mask=None,  # instead of labels (n, n + r): weights, -1 ignored; (n, r) with reference_only
-    rare=None,  # class or classes; other images have only their views as positives (None: all)
+    pair_mask: torch.Tensor | None = None,  # instead of labels: weights (n, n + r), -1 ignored
+    rare: int | tuple | None = None,  # class or classes; others: own views are positives; None: all
     supervised_share=0.0,  # share of those others, drawn anew, that count as rare; with `rare`
     check_values=True,  # look for NaN, infinity and bad weights; a GPU waits for it
     backend="auto",  # "fused": memory for a block; "plain": differentiable twice; or "auto"
-):  # scalar, or (n,) / (n, views) with reduction="none"; float32, float64 for float64 embeddings
+) -> torch.Tensor:  # scalar, or (n,) / (n, views) with reduction="none"; float32 or float64
     """Compute the AFCL of Vito & Stefanus (2022), with CL, FCL and ACL as special cases.
 
     Views of one image are positives of each other; an empty sum is zero. Without a `rare` class and
-    eta, labels are not needed. Raises TypeError or ValueError for a bad argument."""
+    eta, labels are not needed. With `reference_only`, `pair_mask` is (n, r). Raises TypeError or
+    ValueError for a bad argument."""
     terms = dict(gamma=gamma, eta=eta, averaging=averaging)
     check_settings(**terms, temperature=temperature, normalize=normalize)
     check_settings(reduction=reduction, check_values=check_values, backend=backend)
@@ -548,7 +549,8 @@ class LossWithSettings(nn.Module):
         super().__setattr__(name, value)
 
     @property
-    def settings(self):  # dict of name to value
+    def settings(self) -> dict:  # name to value
+        "Settings by name"
         return {name: getattr(self, name) for name in _names if hasattr(self, name)}
 
     def extra_repr(self):
@@ -589,14 +591,15 @@ class AsymmetricFocalContrastiveLoss(LossWithSettings):
 
     def forward(
         self,
-        embeddings,
-        labels=None,
+        embeddings: torch.Tensor,  # (n, d), or (n, views, d) for several views of each image
+        labels: torch.Tensor | None = None,  # integers (n,), or soft labels (n, classes)
         *,
-        reference=None,
-        reference_labels=None,
-        reference_only=False,
-        pair_mask=None,
-    ):
+        reference: torch.Tensor | None = None,  # (r, d) columns that are not anchors
+        reference_labels: torch.Tensor | None = None,  # labels (r,) or (r, classes) of reference
+        reference_only=False,  # compare anchors only with the reference
+        pair_mask: torch.Tensor | None = None,  # instead of labels: weights (n, n + r), -1 ignored
+    ) -> torch.Tensor:  # scalar, or (n,) / (n, views) with reduction="none"
+        "Compute the loss; the arguments are those of `asymmetric_focal_contrastive_loss`"
         return asymmetric_focal_contrastive_loss(
             embeddings,
             labels,
@@ -609,7 +612,10 @@ class AsymmetricFocalContrastiveLoss(LossWithSettings):
 
 # %% ../nbs/api/losses.ipynb #e1d6375a
 class SupConLoss(AsymmetricFocalContrastiveLoss):
-    "CL, the supervised contrastive loss (Khosla et al. 2020): AFCL with gamma and eta zero"
+    """CL, the supervised contrastive loss (Khosla et al. 2020): AFCL with gamma and eta zero.
+
+    Raises TypeError or ValueError for a setting out of its range, and ValueError for another gamma
+    or eta than zero."""
 
     _fixed = dict(gamma=0.0, eta=0.0)
 
@@ -623,7 +629,10 @@ class SupConLoss(AsymmetricFocalContrastiveLoss):
 
 # %% ../nbs/api/losses.ipynb #b6a0d4bd
 class FocalContrastiveLoss(AsymmetricFocalContrastiveLoss):
-    "FCL: CL with positives weighted by (1 - p)^gamma; AFCL with eta zero"
+    """FCL: CL with positives weighted by (1 - p)^gamma; AFCL with eta zero.
+
+    Raises TypeError or ValueError for a setting out of its range, and ValueError for another eta
+    than zero."""
 
     _fixed = dict(eta=0.0)
 
@@ -637,7 +646,10 @@ class FocalContrastiveLoss(AsymmetricFocalContrastiveLoss):
 
 # %% ../nbs/api/losses.ipynb #5d81e591
 class AsymmetricContrastiveLoss(AsymmetricFocalContrastiveLoss):
-    "ACL (Vito & Stefanus 2022): CL and eta times the negatives' term; AFCL with gamma zero"
+    """ACL (Vito & Stefanus 2022): CL and eta times the negatives' term; AFCL with gamma zero.
+
+    Raises TypeError or ValueError for a setting out of its range, and ValueError for another gamma
+    than zero."""
 
     _fixed = dict(gamma=0.0)
 
@@ -662,7 +674,8 @@ _all_ = ["CL", "FCL", "ACL", "AFCL"]
 class SupMinLoss(AsymmetricFocalContrastiveLoss):
     """SupMin (Mildenberger et al. 2025), or with gamma and eta its asymmetric and focal form.
 
-    A frequent class's images have only their own views as positives, and ignore each other."""
+    A frequent class's images have only their own views as positives, and ignore each other. Raises
+    TypeError or ValueError for a setting out of its range, also when it is set later."""
 
     def __init__(
         self,
@@ -680,7 +693,10 @@ class SupMinLoss(AsymmetricFocalContrastiveLoss):
 
 # %% ../nbs/api/losses.ipynb #b9e14d07
 class NTXentLoss(SupMinLoss):
-    "NT-Xent (Chen et al. 2020): the other views of its image are a view's only positives"
+    """NT-Xent (Chen et al. 2020): the other views of its image are a view's only positives.
+
+    Raises TypeError or ValueError for a setting out of its range, and ValueError for a rare class
+    and for gamma, eta or supervised_share other than zero."""
 
     _fixed = dict(gamma=0.0, eta=0.0, rare=(), supervised_share=0.0)
 
@@ -746,13 +762,15 @@ def _unit_prototypes(prototypes):
 class SupPrototypeLoss(SupMinLoss):
     """Own views, and a fixed prototype per class, as positives (Mildenberger et al. 2025).
 
-    Embeddings are (n, views, d) with two views or more, and labels integers (n,)."""
+    Embeddings are (n, views, d) with two views or more, and labels integers (n,). Raises TypeError
+    or ValueError for a setting out of its range, fewer than two prototypes, another width than that
+    of the embeddings, and a label without a prototype."""
 
     _fixed = dict(gamma=0.0, rare=(), supervised_share=0.0, averaging="pairs")
 
     def __init__(
         self,
-        prototypes,  # (classes, d), scaled to length one; for two classes opposite to each other
+        prototypes: torch.Tensor,  # (classes, d), scaled to length one; opposite for two classes
         *,
         margin=1.0,  # number >= 0: an anchor nearer to its own prototype by more is not pulled
         eta=0.0,  # weight >= 0 of the negatives' term
@@ -764,7 +782,12 @@ class SupPrototypeLoss(SupMinLoss):
         _check_number("margin", margin)
         self.margin = margin
 
-    def forward(self, embeddings, labels):
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (n, views, d), two views or more
+        labels: torch.Tensor,  # integers (n,), each with a prototype
+    ) -> torch.Tensor:  # scalar, or (n, views) with reduction="none"
+        "Compute the loss of embeddings"
         difference = self.difference(embeddings, labels)
         value = super().forward(embeddings, labels)
         if self.reduction == "none":
@@ -773,10 +796,13 @@ class SupPrototypeLoss(SupMinLoss):
 
     def difference(
         self,
-        embeddings,  # (n, views, d); n may be 0
-        labels,  # integers (n,)
-    ):  # (n, views)
-        "Compute what the prototypes add to the loss of each anchor"
+        embeddings: torch.Tensor,  # (n, views, d); n may be 0
+        labels: torch.Tensor,  # integers (n,)
+    ) -> torch.Tensor:  # (n, views)
+        """Compute what the prototypes add to the loss of each anchor.
+
+        Raises TypeError or ValueError for images with one view, soft labels, and a label without a
+        prototype."""
         embeddings, labels = plain_tensor(embeddings), plain_tensor(labels)
         temperature = scalar_temperature(self.temperature, self.eta, embeddings, self.check_values)
         if len(embeddings):

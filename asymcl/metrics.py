@@ -89,15 +89,14 @@ def _probabilities(probabilities, targets):
 
 # %% ../nbs/api/metrics.ipynb #6786f147
 def per_class_recall(
-    predictions,  # predicted class indices, (n,), array or tensor
-    targets,  # true class indices, (n,)
-    n_classes,  # number of classes, >= 1
-) -> (
-    np.ndarray
-):  # recall of each class, (classes,), in [0, 1]; NaN for a class absent from `targets`
+    predictions: np.ndarray | torch.Tensor,  # predicted class indices, (n,)
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
+    n_classes: int,  # number of classes, >= 1
+) -> np.ndarray:  # recall of each class, (classes,), in [0, 1]; NaN for one absent from `targets`
     """Compute the share of each class's images that are predicted as that class.
 
-    Raises ValueError for lengths that differ, empty input, and labels out of range."""
+    Raises TypeError for labels that are not integers, and ValueError for lengths that differ, empty
+    input, and labels out of range."""
     if n_classes not in range(1, 2**20):
         raise ValueError(f"n_classes must be an integer in 1..2**20, got {n_classes}")
     predictions, targets = _label_pair(predictions, targets, n_classes)
@@ -107,12 +106,13 @@ def per_class_recall(
 
 # %% ../nbs/api/metrics.ipynb #a81fda98
 def unweighted_accuracy(
-    predictions,  # predicted class indices, (n,), array or tensor
-    targets,  # true class indices, (n,)
+    predictions: np.ndarray | torch.Tensor,  # predicted class indices, (n,)
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
 ) -> float:  # mean recall of the classes present in `targets`, in [0, 1]
     """Compute the mean per-class recall (balanced accuracy).
 
-    Raises ValueError for lengths that differ, empty input, and negative labels."""
+    Raises TypeError for labels that are not integers, and ValueError for lengths that differ, empty
+    input, and negative labels."""
     predictions, targets = _label_pair(predictions, targets)
     return float(recall_score(targets, predictions, labels=np.unique(targets), average="macro"))
 
@@ -129,13 +129,14 @@ def _proportions(proportions, name):
 
 # %% ../nbs/api/metrics.ipynb #b0fcfaa3
 def weighted_accuracy(
-    predictions,  # predicted class indices, (n,), array or tensor
-    targets,  # true class indices, (n,)
-    proportions=None,  # class proportions or counts, (classes,), >= 0; None: those of `targets`
+    predictions: np.ndarray | torch.Tensor,  # predicted class indices, (n,)
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
+    proportions: tuple | list | np.ndarray | None = None,  # or counts, (classes,); None: of targets
 ) -> float:  # in [0, 1]; NaN if a class of positive proportion is absent from `targets`
     """Compute per-class recalls weighted by class proportions; without them, the accuracy.
 
-    Raises ValueError for lengths that differ, empty input, and labels without a proportion."""
+    Raises TypeError for labels that are not integers, and ValueError for lengths that differ, empty
+    input, negative proportions, and labels without a proportion."""
     if proportions is None:
         predictions, targets = _label_pair(predictions, targets)
         return float(accuracy_score(targets, predictions))
@@ -145,12 +146,13 @@ def weighted_accuracy(
 
 # %% ../nbs/api/metrics.ipynb #0d3dad5b
 def roc_auc(
-    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: those of class 1
-    targets,  # true class indices, (n,)
+    probabilities: np.ndarray | torch.Tensor,  # (n, classes), rows sum to 1; or (n,): of class 1
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
 ) -> float:  # in [0, 1]; 0.5 is chance; NaN if a class is absent from `targets`
     """Compute the area under the ROC curve: of class 1 of two, else the one-vs-rest mean.
 
-    Raises ValueError for shapes or labels that do not fit, and rows that do not sum to 1."""
+    Raises TypeError for labels that are not integers, and ValueError for shapes or labels that do
+    not fit, and rows that do not sum to 1."""
     p, targets = _probabilities(probabilities, targets)
     classes = p.shape[1]
     if len(np.unique(targets)) < classes:
@@ -160,13 +162,14 @@ def roc_auc(
 
 # %% ../nbs/api/metrics.ipynb #a19cfdd9
 def average_precision(
-    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: those of class 1
-    targets,  # true class indices, (n,)
-    rare_class,  # index of the class to be found
+    probabilities: np.ndarray | torch.Tensor,  # (n, classes), rows sum to 1; or (n,): of class 1
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
+    rare_class: int,  # index of the class to be found
 ) -> float:  # in [0, 1]; chance is the class's share of `targets`; NaN if that is 0
     """Compute the average precision of ranking images by the probability of the rare class.
 
-    Raises ValueError for shapes or labels that do not fit, and rows that do not sum to 1."""
+    Raises TypeError for labels that are not integers, and ValueError for shapes or labels that do
+    not fit, rows that do not sum to 1, and a rare_class without a column."""
     p, targets = _probabilities(probabilities, targets)
     if rare_class not in range(p.shape[1]):
         raise ValueError(f"rare_class must be in 0..{p.shape[1] - 1}, got {rare_class}")
@@ -177,13 +180,14 @@ def average_precision(
 
 # %% ../nbs/api/metrics.ipynb #ba9fd84a
 def calibration_error(
-    probabilities,  # (n, classes), rows sum to 1; or (n,) for two classes: those of class 1
-    targets,  # true class indices, (n,)
+    probabilities: np.ndarray | torch.Tensor,  # (n, classes), rows sum to 1; or (n,): of class 1
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
     bins=15,  # number of equally wide bins of confidence, >= 1
 ) -> float:  # in [0, 1]; 0: confidence equals accuracy in every bin
     """Compute the expected calibration error of the top class (Guo et al. 2017, equation 3).
 
-    Raises ValueError for shapes or labels that do not fit, and rows that do not sum to 1."""
+    Raises TypeError for labels that are not integers, and ValueError for shapes or labels that do
+    not fit, rows that do not sum to 1, and bins < 1."""
     if bins < 1:
         raise ValueError(f"bins must be >= 1, got {bins}")
     p, targets = _probabilities(probabilities, targets)
@@ -202,13 +206,14 @@ def _vote(neighbours):
 
 # %% ../nbs/api/metrics.ipynb #1af469f2
 def knn_unweighted_accuracy(
-    embeddings,  # (n, d), or (n, views, d) of which the first view is used; array or tensor
-    targets,  # true class indices, (n,)
+    embeddings: np.ndarray | torch.Tensor,  # (n, d), or (n, views, d); the first view is used
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
     k=10,  # number of neighbours that vote, 1 <= k < n
 ) -> float:  # in [0, 1]
     """Compute the leave-one-out k-nearest-neighbour unweighted accuracy by cosine similarity.
 
-    Raises ValueError for shapes that differ, embeddings that are not finite, and k out of range."""
+    Raises TypeError for labels that are not integers, and ValueError for shapes that differ,
+    embeddings that are not finite, and k out of range."""
     labels = _as_labels(targets, "targets")
     z = as_array(embeddings, "embeddings").astype(float)
     z = z[:, 0] if z.ndim == 3 else z
@@ -254,14 +259,15 @@ def _by_class(values, labels, n_classes):
 
 # %% ../nbs/api/metrics.ipynb #c3c40106
 def sample_alignment_accuracy(
-    embeddings,  # (n, views, d), array or tensor, two or more views
-    targets,  # true class indices, (n,)
-    n_classes,  # number of classes, >= 1
+    embeddings: np.ndarray | torch.Tensor,  # (n, views, d), two or more views
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
+    n_classes: int,  # number of classes, >= 1
 ) -> np.ndarray:  # of each class, (classes,), in 0..1; NaN for a class absent from `targets`
     """Compute how often the nearest neighbour of a view is a view of the same image.
 
-    Raises ValueError for shapes that differ, embeddings that are not finite, and labels out of
-    range. Source: Mildenberger et al., CVPR 2025 (sample alignment accuracy)."""
+    Raises TypeError for labels that are not integers, and ValueError for shapes that differ,
+    embeddings that are not finite, and labels out of range. Source: Mildenberger et al., CVPR 2025
+    (sample alignment accuracy)."""
     if np.ndim(embeddings) != 3 or np.shape(embeddings)[1] < 2:
         shape = tuple(np.shape(embeddings))
         raise ValueError(f"embeddings must have shape (n, views, d), views >= 2, got {shape}")
@@ -270,15 +276,16 @@ def sample_alignment_accuracy(
 
 # %% ../nbs/api/metrics.ipynb #d0de5439
 def class_alignment_consistency(
-    embeddings,  # (n, d), or (n, views, d) of which all views count, array or tensor
-    targets,  # true class indices, (n,)
-    n_classes,  # number of classes, >= 1
+    embeddings: np.ndarray | torch.Tensor,  # (n, d), or (n, views, d); all views count
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
+    n_classes: int,  # number of classes, >= 1
     share=0.05,  # share of all embeddings that are neighbours, in (0, 1); at least one is
 ) -> np.ndarray:  # of each class, (classes,), in 0..1; NaN for a class absent from `targets`
     """Compute the share of nearest neighbours of the same class.
 
-    Raises ValueError for shapes that differ, embeddings that are not finite, and labels or share
-    out of range. Source: Mildenberger et al., CVPR 2025 (class alignment consistency)."""
+    Raises TypeError for labels that are not integers, and ValueError for shapes that differ,
+    embeddings that are not finite, and labels or share out of range. Source: Mildenberger et al.,
+    CVPR 2025 (class alignment consistency)."""
     if not 0 < share < 1:
         raise ValueError(f"share must be in (0, 1), got {share}")
     neighbours, labels, _ = _neighbours(embeddings, targets, share)
@@ -287,30 +294,37 @@ def class_alignment_consistency(
 
 # %% ../nbs/api/metrics.ipynb #0f7e5b87
 def even_subset(
-    targets,  # class indices, (n,), array or tensor
-    most,  # largest number of images to choose, >= 1
+    targets: np.ndarray | torch.Tensor,  # class indices, (n,), n >= 1
+    most: int,  # largest number of images to choose, >= 1
 ) -> np.ndarray:  # indices of images, ordered by class, (m,), m <= most
-    "Choose every second, third, ... image of each class, so that classes keep their shares."
+    """Choose every second, third, ... image of each class, so that classes keep their shares.
+
+    Raises ValueError for empty targets and for most < 1."""
+    if most < 1:
+        raise ValueError(f"most must be >= 1, got {most}")
     order = np.argsort(as_array(targets, "targets"), kind="stable")
     return order[:: -(-len(order) // most)]
 
 # %% ../nbs/api/metrics.ipynb #f2eaf55e
 def rarest_class(
-    shares,  # counts or proportions of the classes, (classes,)
+    shares: tuple | list | np.ndarray,  # counts or proportions of the classes, (classes,)
 ) -> int:  # index of the smallest; the last of equal ones
-    "Find the rare class"
+    """Find the rare class.
+
+    Raises ValueError for no classes."""
     return len(shares) - 1 - int(np.argmin(np.asarray(shares)[::-1]))
 
 # %% ../nbs/api/metrics.ipynb #e3280f27
 def evaluate_predictions(
-    probabilities,  # (n, classes), rows sum to 1, array or tensor
-    targets,  # true class indices, (n,)
-    classes,  # names of the classes, one per column, all different
-    train_proportions=None,  # class proportions or counts in training; None: those of `targets`
+    probabilities: np.ndarray | torch.Tensor,  # (n, classes), rows sum to 1
+    targets: np.ndarray | torch.Tensor,  # true class indices, (n,)
+    classes: tuple | list,  # names of the classes, one per column, all different
+    train_proportions: tuple | list | np.ndarray | None = None,  # or counts; None: of `targets`
 ) -> dict:  # metric name -> float; NaN where a metric is undefined on these targets
     """Compute all metrics; `train_proportions` weigh accuracy and determine the rare class.
 
-    Raises ValueError for shapes or labels that do not fit, and rows that do not sum to 1."""
+    Raises TypeError for labels that are not integers, and ValueError for shapes or labels that do
+    not fit, rows that do not sum to 1, and names that are not one for each column."""
     p, targets = _probabilities(probabilities, targets)
     n_classes = p.shape[1]
     if len(set(classes)) != n_classes or len(classes) != n_classes:

@@ -31,8 +31,10 @@ def _block(width_in, width_out, stride):
 # %% ../nbs/api/models.ipynb #e5e4327b
 def small_encoder(
     channels=1,  # number of channels of the images: 1 (grey) or 3 (colour)
-):  # nn.Module: images (n, channels, height, width), about 28 x 28, to features (n, 256)
-    "Make an encoder that trains on a CPU: four convolutions and a global mean"
+) -> nn.Module:  # images (n, channels, height, width), about 28 x 28, to features (n, 256)
+    """Make an encoder that trains on a CPU: four convolutions and a global mean.
+
+    Raises ValueError for another number of channels than 1 or 3."""
     check_channels(channels)
     encoder = nn.Sequential(
         _block(channels, 32, stride=2),
@@ -49,8 +51,8 @@ def small_encoder(
 def resnet_encoder(
     depth=18,  # 18 or 50
     channels=3,  # number of channels of the images: 1 (grey) or 3 (colour)
-    weights=None,  # None: random weights; "imagenet": torchvision's, downloaded and checked by hash
-):  # nn.Module: images (n, channels, height, width) to features (n, 512), (n, 2048) for depth 50
+    weights: str | None = None,  # None: random; "imagenet": torchvision's, downloaded
+) -> nn.Module:  # images (n, channels, height, width) to features (n, 512); depth 50: (n, 2048)
     """Make a ResNet (He et al. 2016) of torchvision without its classifier.
 
     Raises ValueError for another depth, channels or weights, ConnectionError if the download
@@ -98,8 +100,8 @@ def _grey(convolution):
 
 # %% ../nbs/api/models.ipynb #b2280b76
 def build_encoder(
-    made_by,  # dict: maker, "small_encoder", "resnet_encoder" or "timm_encoder", and its arguments
-):  # nn.Module with random weights
+    made_by: dict,  # maker, "small_encoder", "resnet_encoder" or "timm_encoder", and its arguments
+) -> nn.Module:  # encoder with random weights
     """Make an encoder from its `made_by`.
 
     Raises ValueError for any other description, ImportError for a timm model without timm."""
@@ -119,8 +121,8 @@ def build_encoder(
 
 # %% ../nbs/api/models.ipynb #6ddfeffb
 def encoder_width(
-    encoder,  # nn.Module: images (n, channels, height, width) to features (n, width)
-    images,  # (n, channels, height, width) float: a few training images
+    encoder: nn.Module,  # images (n, channels, height, width) to features (n, width)
+    images: torch.Tensor,  # (n, channels, height, width) float: a few training images
 ) -> int:  # number of features
     """Find the number of features of an encoder, which is not changed.
 
@@ -179,9 +181,9 @@ def _check_weights(encoder):
 # %% ../nbs/api/models.ipynb #89209dc4
 @torch.no_grad()
 def encode(
-    encoder,  # nn.Module
-    images,  # (n, channels, height, width), on any device
-):  # features (n, width), on the encoder's device, without gradient
+    encoder: nn.Module,  # images (n, channels, height, width) to features (n, width)
+    images: torch.Tensor,  # (n, channels, height, width), on any device
+) -> torch.Tensor:  # features (n, width), on the encoder's device, without gradient
     "Compute features in evaluation mode, without any change of the encoder"
     modes = {module: module.training for module in encoder.modules()}
     device = next((p.device for p in encoder.parameters()), images.device)
@@ -193,9 +195,9 @@ def encode(
 
 # %% ../nbs/api/models.ipynb #a86d3477
 def encode_all(
-    encoder,  # nn.Module
+    encoder: nn.Module,  # images (n, channels, height, width) to features (n, width)
     loader,  # DataLoader of batches (images, labels) or (images,), not shuffled, complete
-):  # features (n, width) and labels (n,), on the encoder's device; labels None if there are none
+) -> tuple:  # features (n, width) and labels (n,) or None, on the encoder's device
     "Compute features of all images of a loader, without augmentation"
     untrained = getattr(loader.dataset, "set_split_idx", None)
     features, labels = [], []
@@ -212,14 +214,18 @@ def encode_all(
 class UnitLength(nn.Module):
     "Scale each row (n, d) to length one"
 
-    def forward(self, x):
+    def forward(
+        self,
+        x: torch.Tensor,  # (n, d)
+    ) -> torch.Tensor:  # (n, d)
+        "Divide each row by its length"
         return F.normalize(x, dim=-1)
 
 # %% ../nbs/api/models.ipynb #1b707349
 def projection_head(
-    width,  # number of features of the encoder
+    width: int,  # number of features of the encoder
     size=128,  # number of dimensions of the embedding
-):  # nn.Module: features (n, width) to embeddings (n, size) of length one
+) -> nn.Module:  # features (n, width) to embeddings (n, size) of length one
     "Make the head of stage 1: linear, ReLU, linear, unit length"
     return nn.Sequential(
         nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, size), UnitLength()
@@ -227,22 +233,26 @@ def projection_head(
 
 # %% ../nbs/api/models.ipynb #a3edf6d6
 def classification_head(
-    width,  # number of features of the encoder
-    classes,  # number of classes, >= 2
-):  # nn.Module: features (n, width) to logits (n, classes)
-    "Make the head of stage 2: one linear layer"
+    width: int,  # number of features of the encoder
+    classes: int,  # number of classes, >= 2
+) -> nn.Module:  # features (n, width) to logits (n, classes)
+    """Make the head of stage 2: one linear layer.
+
+    Raises ValueError for fewer than two classes."""
     if classes < 2:
         raise ValueError(f"classes must be >= 2, got {classes}")
     return nn.Linear(width, classes)
 
 # %% ../nbs/api/models.ipynb #ced069f6
 class NormalizedLinear(nn.Module):
-    "Head of LDAM (Cao et al. 2019): cosines of features and class weights, times `scale`"
+    """Head of LDAM (Cao et al. 2019): cosines of features and class weights, times `scale`.
+
+    Raises ValueError for fewer than two classes, or a scale that is not a finite number > 0."""
 
     def __init__(
         self,
-        width,  # number of features
-        classes,  # number of classes, >= 2
+        width: int,  # number of features
+        classes: int,  # number of classes, >= 2
         scale=30.0,  # factor > 0, as in the loss
     ):
         super().__init__()
@@ -252,12 +262,20 @@ class NormalizedLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(classes, width))
         self.scale = scale
 
-    def forward(self, features):
+    def forward(
+        self,
+        features: torch.Tensor,  # (n, width)
+    ) -> torch.Tensor:  # (n, classes)
+        "Compute logits"
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.weight, dim=-1).T
 
 # %% ../nbs/api/models.ipynb #7d21c0a2
 class UnitLengthLinear(nn.Linear):
     "Linear layer (n, width) to (n, classes) on features that are scaled to length one"
 
-    def forward(self, features):
+    def forward(
+        self,
+        features: torch.Tensor,  # (n, width)
+    ) -> torch.Tensor:  # (n, classes)
+        "Compute logits"
         return super().forward(F.normalize(features, dim=-1))

@@ -24,7 +24,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from .core.checks import check_channels, check_pixel_stats
+from .core.checks import ArgumentError, check_channels, check_pixel_stats
 from .core.files import load_checked, write_atomic
 from .core.settings import weights_path
 
@@ -56,7 +56,7 @@ _CONTAINERS = ("state_dict", "model_state_dict", "model_ema", "model", "encoder"
 
 
 def read_weights(
-    path,  # safetensors file, PyTorch file of a state dict, or name of bundled weights
+    path: str | Path,  # safetensors file, PyTorch file of a state dict, or name of bundled weights
 ) -> dict:  # name to tensor, on the CPU
     """Read the weights of a file without running code from it.
 
@@ -76,21 +76,44 @@ def read_weights(
     return weights
 
 # %% ../nbs/api/pretrained.ipynb #bb2a5842
+def _channels_of(encoder):
+    "Number of channels of the images of an encoder; None if it does not say how it was made"
+    return getattr(encoder, "made_by", {}).get("channels")
+
+
+def _plain_stats(about, channels):
+    "Facts with mean and std of the pixels as lists; raise ArgumentError unless they fit the channels"
+    if not {"mean", "std"} <= about.keys():
+        return about
+    stats = about["mean"], about["std"]
+    try:
+        mean, std = check_pixel_stats(stats, channels or torch.as_tensor(stats[0]).numel())
+    except ArgumentError as error:
+        raise ArgumentError("mean and std", error.problem) from error
+    return about | dict(mean=mean, std=std)
+
+
 def save_weights(
-    encoder,  # nn.Module
-    path,  # safetensors file to write, replaced if it exists
-    **about,  # facts for JSON: data, method, ...; mean and std of the pixels as lists (channels,)
+    encoder: nn.Module,  # encoder, whose `made_by` is written, too
+    path: str | Path,  # safetensors file to write, replaced if it exists
+    **about,  # facts for JSON: data, method, ...; mean and std of the pixels, each (channels,)
 ):
-    "Write the weights of an encoder with a description. Raises OSError if that is impossible."
+    """Write the weights of an encoder with a description.
+
+    Raises TypeError for facts that are not JSON, ValueError for mean or std that do not fit the
+    encoder, FileNotFoundError for a missing folder, and OSError if the file cannot be written."""
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    about = _plain_stats(about, _channels_of(encoder))
     about = dict(encoder=getattr(encoder, "made_by", None)) | about
     write_atomic(path, save_safetensors(weights, metadata={"asymcl": json.dumps(about)}))
 
 
 def describe_weights(
-    path,  # file of `save_weights` or `TwoStageLearner.save`, or name of bundled weights
+    path: str | Path,  # file of `save_weights` or `TwoStageLearner.save`, or bundled weights
 ) -> dict:  # the encoder and the facts that were given
-    "Read the description of a weights file. Raises ValueError for a file without one."
+    """Read the description of a weights file.
+
+    Raises FileNotFoundError for a missing file, and ValueError for a file without a description."""
     path = weights_path(path)
     try:
         with safe_open(path, "pt") as file:
@@ -113,9 +136,9 @@ def _prefix_of(weights, names):
 
 # %% ../nbs/api/pretrained.ipynb #404a8e8b
 def grey_weight(
-    weight,  # tensor of an encoder
-    shape,  # shape that is needed
-):  # tensor
+    weight: torch.Tensor,  # weight of an encoder
+    shape: tuple,  # shape that is needed
+) -> torch.Tensor:  # weight of the needed shape, or the given one
     "Sum a colour weight over its channels if a grey one is needed; return others unchanged"
     grey = weight.ndim == 4 and weight.shape[1] == 3 and shape[1:2] == (1,)
     return weight.sum(1, keepdim=True) if grey else weight
@@ -180,7 +203,7 @@ def _check_values(where, weights, own):
             raise ValueError(f"{where}: {name} must be finite, got NaN or infinity")
 
 # %% ../nbs/api/pretrained.ipynb #d9cf2bbe
-def _described_stats(weights, grey):
+def _described_stats(weights, channels):
     "Mean and std of the pixels from the description of a file; None if it has none"
     try:
         about = {} if isinstance(weights, dict) else describe_weights(weights)
@@ -190,8 +213,8 @@ def _described_stats(weights, grey):
         return None
     stats = about["mean"], about["std"]
     try:
-        channels = 1 if grey else len(about["mean"])
-        return tuple(map(torch.tensor, check_pixel_stats(stats, channels)))
+        checked = check_pixel_stats(stats, channels or len(about["mean"]))
+        return tuple(map(torch.tensor, checked))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{weights}: {error}") from error
 
@@ -204,17 +227,17 @@ def _inside(own, prefix, unexpected):
 
 # %% ../nbs/api/pretrained.ipynb #84c4e6fc
 def load_weights(
-    encoder,  # nn.Module, changed in place
-    weights,  # path of a safetensors or PyTorch file, name of bundled weights, or dict of tensors
+    encoder: nn.Module,  # encoder, changed in place
+    weights: str | Path | dict,  # safetensors or PyTorch file, bundled weights, or dict of tensors
     strict=True,  # whether tensors that are missing, or unexpected in a layer, are an error
-) -> LoadedWeights:
+) -> LoadedWeights:  # numbers and names of the tensors that were loaded or left out
     """Copy weights into an encoder.
 
     Prefixes such as `module.` are removed, and colour weights fit a grey encoder. Sets
     `encoder.pretrained`, `encoder.loaded` to what is returned, and `encoder.pixel_stats` if the
     file describes them. Raises FileNotFoundError for a missing file, and ValueError for a file
-    without weights, for tensors of another shape or with NaN, infinity or integers, if no name
-    matches, and if `strict` for missing or unexpected tensors."""
+    without weights, for pixel statistics that do not fit, for tensors of another shape or with NaN,
+    infinity or integers, if no name matches, and if `strict` for missing or unexpected tensors."""
     where = "weights" if isinstance(weights, dict) else str(weights)
     found = weights if isinstance(weights, dict) else read_weights(weights)
     own = encoder.state_dict()
@@ -234,7 +257,7 @@ def load_weights(
                 "these are weights of another architecture, or give strict=False"
             )
     summed = any(fitting[name].shape != found[prefix + name].shape for name in known)
-    stats = _described_stats(weights, grey=summed)
+    stats = _described_stats(weights, 1 if summed else _channels_of(encoder))
     encoder.load_state_dict(fitting, strict=False)
     encoder.pretrained = True
     if stats is not None:
@@ -244,12 +267,13 @@ def load_weights(
 
 # %% ../nbs/api/pretrained.ipynb #54cad14c
 def warn_of_weights(
-    encoder,  # nn.Module with pretrained weights
+    encoder: nn.Module,  # encoder with pretrained weights
     data,  # ImageData, the new images
 ):
     "Warn of tensors that were left out, and of weights without mean and std of the pixels"
     loaded = getattr(encoder, "loaded", None)
-    name = f"weights {loaded.source}" if loaded else "weights of the encoder"
+    source = loaded.source if loaded else "of the encoder"
+    name = "weights" if source == "weights" else f"weights {source}"  # "weights": a dict
     if loaded and loaded.unexpected:
         warnings.warn(f"{name}: {loaded}", stacklevel=3)
     if getattr(encoder, "pixel_stats", None) is None:
@@ -289,7 +313,7 @@ def _check_name(timm, name):
 
 # %% ../nbs/api/pretrained.ipynb #9b1c04a6
 def patch_side(
-    encoder,  # nn.Module
+    encoder: nn.Module,  # encoder of any kind
 ) -> int | None:  # pixels; None: it has no patches
     "Side of the square patches of a vision transformer"
     size = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
@@ -412,16 +436,16 @@ def _model(timm, name, channels, weights, image_size):
 
 # %% ../nbs/api/pretrained.ipynb #9b1c04b4
 def timm_encoder(
-    name,  # name of a timm model, with or without the tag of its weights: "convnext_tiny"
+    name: str,  # name of a timm model, with or without the tag of its weights: "convnext_tiny"
     channels=3,  # number of channels of the images: 1 (grey) or 3 (colour)
     weights="pretrained",  # "pretrained": published weights; path of a file; None: random weights
-    image_size=None,  # side of the images in pixels, >= 1; None: the model's own
+    image_size: int | None = None,  # side of the images in pixels, >= 1; None: the model's own
 ) -> nn.Module:  # images (n, channels, image_size, image_size) to features (n, width)
     """Make an encoder of a timm model without its classifier.
 
-    Raises ImportError without timm, ValueError for an unknown name, a size that the model cannot
-    take, weights that do not fit or are not on the hub, and ConnectionError if the download
-    fails."""
+    Raises ImportError without timm, FileNotFoundError for a missing file, ValueError for an unknown
+    name, a size that the model cannot take, weights that do not fit or are not on the hub, and
+    ConnectionError if the download fails."""
     timm = _timm()
     name = name.removeprefix("timm/")
     _check_name(timm, name)
@@ -432,7 +456,7 @@ def timm_encoder(
     encoder = _model(timm, name, channels, path, image_size)
     config = timm.data.resolve_model_data_config(encoder)
     described = weights is not None and not published
-    stats = _described_stats(weights, grey=channels == 1) if described else None
+    stats = _described_stats(weights, channels) if described else None
     if stats is None:
         stats = check_pixel_stats((config["mean"], config["std"]), channels)
     encoder.pixel_stats = tuple(map(torch.as_tensor, stats))

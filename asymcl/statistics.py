@@ -21,7 +21,7 @@ from .metrics import METRIC_NAMES, as_array
 
 # %% ../nbs/api/statistics.ipynb #e1935709
 def mean_interval(
-    values,  # one number per seed, (n,), n >= 1
+    values: list | tuple | np.ndarray,  # one number per seed, (n,), n >= 1
     level=0.95,  # coverage of the interval, in (0, 1)
     overlap=0.0,  # test images over the others, of folds; 0: independent seeds
 ) -> tuple:  # (mean, low, high); low and high are NaN for one value, all three if a value is NaN
@@ -74,10 +74,10 @@ def _by_seed(records, metric, methods):
 
 # %% ../nbs/api/statistics.ipynb #ce70b4a4
 def paired_differences(
-    records,  # dicts with "method", "seed" and the metric, or a DataFrame with these columns
-    metric,  # key of the metric
-    method,  # name of the method
-    baseline,  # name of the method that is subtracted
+    records: list | pd.DataFrame,  # dicts or rows with "method", "seed" and the metric
+    metric: str,  # key of the metric
+    method: str,  # name of the method
+    baseline: str,  # name of the method that is subtracted
 ) -> np.ndarray:  # differences in ascending order of seeds, in the metric's unit, (seeds,)
     """Return `method` minus `baseline` for each seed.
 
@@ -93,7 +93,7 @@ def paired_differences(
 
 # %% ../nbs/api/statistics.ipynb #fc5303f0
 def permutation_test(
-    differences,  # paired differences, (n,), n >= 1, finite
+    differences: list | tuple | np.ndarray,  # paired differences, (n,), n >= 1, finite
     seed=0,  # seed of the random patterns beyond 16 differences
 ) -> float:  # two-sided p, in (0, 1]
     """Return p of the sign-flip test (Fisher 1935), exact up to 16 differences.
@@ -118,7 +118,7 @@ def permutation_test(
 
 # %% ../nbs/api/statistics.ipynb #44bb4a06
 def smallest_p(
-    seeds,  # number of seeds, >= 1
+    seeds: int,  # number of seeds, >= 1
     comparisons=1,  # number of comparisons that Holm's method corrects for, >= 1
 ) -> float:  # in (0, 1]
     """Return the smallest p, adjusted by Holm's method, of the exact sign-flip test.
@@ -131,7 +131,7 @@ def smallest_p(
 # %% ../nbs/api/statistics.ipynb #030c4e3e
 def seeds_needed(
     comparisons=1,  # number of comparisons that Holm's method corrects for, >= 1
-) -> int:
+) -> int:  # number of seeds
     """Return the smallest number of seeds with which an adjusted p can be at most 0.05.
 
     Raises ValueError for less than one comparison."""
@@ -139,7 +139,7 @@ def seeds_needed(
 
 # %% ../nbs/api/statistics.ipynb #d0bbd4af
 def holm(
-    p_values,  # p values of one family of comparisons, (m,), each in [0, 1]
+    p_values: list | tuple | np.ndarray,  # p values of one family of comparisons, (m,), in [0, 1]
 ) -> np.ndarray:  # adjusted p values, (m,), in the given order
     """Return p values adjusted by Holm's step-down method (Holm 1979).
 
@@ -154,8 +154,8 @@ def holm(
 
 # %% ../nbs/api/statistics.ipynb #397c74ab
 def corrected_t_test(
-    differences,  # paired differences of folds, (n,), n >= 2, finite
-    overlap,  # test images over the others, as in `mean_interval`
+    differences: list | tuple | np.ndarray,  # paired differences of folds, (n,), n >= 2, finite
+    overlap: float,  # test images over the others, as in `mean_interval`
 ) -> float:  # two-sided p, in [0, 1]
     """Return p of the corrected resampled t test (Nadeau and Bengio 2003).
 
@@ -227,10 +227,10 @@ def _adjusted(table, overlap):
 
 # %% ../nbs/api/statistics.ipynb #fcee51d8
 def compare_methods(
-    records,  # dicts with "method", "seed" and the metrics (0 to 1), or a DataFrame like that
-    metrics,  # list of metric keys; the rows of all are one family for the adjustment of p
+    records: list | pd.DataFrame,  # dicts or rows with "method", "seed" and the metrics (0..1)
+    metrics: list | tuple,  # metric keys; the rows of all are one family for the adjustment of p
     baselines=("CL", "CE"),  # names of the methods that the others are compared with
-    contrasts=None,  # pairs (method, baseline) to compare instead; None: all with the baselines
+    contrasts: list | tuple | None = None,  # pairs (method, baseline); None: all with the baselines
     overlap=0.0,  # test images over the others, of folds; 0: independent seeds
 ) -> pd.DataFrame:  # baseline, method, metric, difference, low, high, p, p_holm, ... of each pair
     """Compare methods, seed by seed, in percentage points.
@@ -267,8 +267,8 @@ def _points(x, sign=""):
 
 # %% ../nbs/api/statistics.ipynb #0a3b8201
 def excludes_zero(
-    row,  # row of the table of `compare_methods`
-) -> bool:
+    row: pd.Series | dict,  # row of the table of `compare_methods`
+) -> bool:  # False for one seed and for equal differences
     "Return whether the interval of a row has a width and excludes zero."
     return bool(row["high"] - row["low"] > 1e-9 and (row["low"] > 1e-9 or row["high"] < -1e-9))
 
@@ -277,11 +277,11 @@ INTERVAL_SEEDS = 4  # smallest number of seeds for which a report shows a confid
 
 # %% ../nbs/api/statistics.ipynb #d7c0e002
 def summary_cell(
-    values,  # one number per seed, from 0 to 1 with the usual scale
+    values: list | tuple | np.ndarray,  # one number per seed, from 0 to 1 with the usual scale
     scale=100,  # factor of the shown numbers
     overlap=0.0,  # as for `mean_interval`
     most=1,  # largest possible number
-) -> str:
+) -> str:  # text such as "83.0 [80.1-85.9]"
     "Format the mean with the range of two or three seeds, or with the interval of more."
     mean, low, high = (scale * value for value in mean_interval(values, overlap=overlap))
     if len(values) == 1 or np.isnan(mean):
@@ -338,7 +338,7 @@ def _finding(row):
 
 # %% ../nbs/api/statistics.ipynb #86636b22
 def sentence(
-    row,  # row of the table of `compare_methods`, a Series or a dict
+    row: pd.Series | dict,  # row of the table of `compare_methods`
 ) -> str:  # sentence without a full stop
     "Describe a comparison; name a winner only if the interval and the adjusted p exclude chance."
     reason = _floor_text(row)
@@ -346,7 +346,7 @@ def sentence(
 
 
 def sentences(
-    table,  # table of `compare_methods`
+    table: pd.DataFrame,  # table of `compare_methods`
 ) -> list:  # of text without a full stop
     "Describe all comparisons, and give each reason for a missing test once."
     rows = [row for _, row in table.iterrows()]
@@ -405,7 +405,7 @@ RESAMPLED = dict(roc_auc=_weighted_roc_auc, unweighted_accuracy=_weighted_balanc
 
 # %% ../nbs/api/statistics.ipynb #d57fb982
 def mean_over_runs(
-    values,  # (runs, resamples), NaN where a run has no value
+    values: list | tuple | np.ndarray,  # (runs, resamples), NaN where a run has no value
 ) -> np.ndarray:  # (resamples,), NaN where no run has a value
     "Return the mean over the runs that have a value."
     values = np.asarray(values)
@@ -415,8 +415,8 @@ def mean_over_runs(
 
 
 def resampled_scores(
-    runs,  # Predictions of a method, one for each seed
-    metric,  # roc_auc or unweighted_accuracy
+    runs: list,  # Predictions of a method, one for each seed
+    metric: str,  # roc_auc or unweighted_accuracy
     resamples=2000,  # number of resamples
     seed=0,  # seed of the resamples, which are the same for the same images
 ) -> np.ndarray:  # mean over the runs, for each resample of the test images, (resamples,)
@@ -456,7 +456,7 @@ def _image_row(values, **facts):
 
 # %% ../nbs/api/statistics.ipynb #c3443368
 def image_intervals(
-    predictions,  # dict: method -> Predictions, one for each seed, in the same order of seeds
+    predictions: dict,  # method -> Predictions, one for each seed, in the same order of seeds
     metrics=("roc_auc",),  # roc_auc, unweighted_accuracy or both
     contrasts=(),  # pairs (method, baseline)
 ) -> pd.DataFrame:  # method, baseline ("" for a method alone), metric, image_low, image_high
@@ -504,9 +504,9 @@ def _weighted_calibration_error(probabilities, labels, weights, bins=15):
 
 # %% ../nbs/api/statistics.ipynb #e3a24e65
 def weighted_scores(
-    run,  # Predictions
-    weights,  # weights of the images, whole numbers >= 0, (resamples, n)
-    rare,  # index of the rare class
+    run: Predictions,  # predictions of one run
+    weights: np.ndarray,  # weights of the images, whole numbers >= 0, (resamples, n)
+    rare: int,  # index of the rare class
 ) -> dict:  # metric -> values (resamples,), NaN without an image of a class that the metric needs
     "Compute the metrics of weighted images: those of all classes, and those of the rare class."
     facts = run.probabilities, run.labels, weights

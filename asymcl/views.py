@@ -16,13 +16,13 @@ import torch.nn.functional as F
 
 # %% ../nbs/api/views.ipynb #0172839a
 def normalized(
-    images,  # (n, channels, height, width) uint8
-    mean,  # (channels,) float32, of pixels in 0..1
-    std,  # (channels,) float32 > 0
+    images: torch.Tensor,  # (n, channels, height, width) in 0..255, uint8 as a rule
+    mean: torch.Tensor,  # (channels,) float32, of pixels in 0..1
+    std: torch.Tensor,  # (channels,) float32 > 0
 ) -> torch.Tensor:  # (n, channels, height, width) float32 on the device of `mean`
-    "`(images/255 - mean) / std`"
+    "Compute `(images/255 - mean) / std`; the images stay as they are"
     mean, std = (stat[:, None, None] * 255 for stat in (mean, std))
-    return images.to(mean.device, torch.float32).sub_(mean).div_(std)
+    return images.to(mean.device, torch.float32, copy=True).sub_(mean).div_(std)
 
 # %% ../nbs/api/views.ipynb #aef8ad3a
 def _view_matrices(scale_x, scale_y, angle, shift_x, shift_y, height, width):
@@ -163,7 +163,7 @@ def _random_blur(images, blur, max_blur):
 # %% ../nbs/api/views.ipynb #6bd71605
 @torch.no_grad()
 def random_views(
-    images,  # (n, channels, height, width) floating-point, normalised, on any device
+    images: torch.Tensor,  # (n, channels, height, width) floating-point, normalised, on any device
     views=2,  # number of views of each image, >= 1
     *,
     max_rotate=10.0,  # largest rotation in degrees, 0..180, in both directions
@@ -215,4 +215,5 @@ lesion_views = partial(
 lesion_views.__doc__ = """Draw views of dermoscopic images: `random_views` with other defaults.
 
     All rotations, both mirrors, crops of half the area or more, mild light and colour, few grey and
-    blurred views. Takes all arguments of `random_views`."""
+    blurred views. Takes all arguments of `random_views`. Raises TypeError for images that are not
+    floating-point, and ValueError for values out of range."""

@@ -59,18 +59,28 @@ def _check_queue(loss, **sizes):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
+
+def _check_width(embeddings, width):
+    "Raise ValueError for embeddings of another width than that of the queue"
+    if embeddings.shape[-1] != width:
+        raise ValueError(
+            f"embeddings must have width {width} like the queue, got {embeddings.shape[-1]}"
+        )
+
 # %% ../nbs/api/wrappers.ipynb #e26a8b40
 class QueueLoss(_Wrapper):
     """Compare a batch also with the embeddings of earlier batches, which are kept in a queue.
 
-    A batch is added after its loss, if gradients are enabled. For one device only."""
+    A batch is added after its loss, if gradients are enabled. For one device only. Raises TypeError
+    for another loss, and ValueError for sizes that are not integers >= 1, and for labels or
+    embeddings of another shape."""
 
     def __init__(
         self,
-        loss,  # CL, FCL, ACL or AFCL
+        loss: nn.Module,  # CL, FCL, ACL or AFCL
         *,
-        embedding_size,  # number of dimensions of the embeddings, >= 1
-        memory_size,  # number of embeddings in the queue, >= 1; each view is one
+        embedding_size: int,  # number of dimensions of the embeddings, >= 1
+        memory_size: int,  # number of embeddings in the queue, >= 1; each view is one
     ):
         super().__init__(loss)
         _check_queue(loss, embedding_size=embedding_size, memory_size=memory_size)
@@ -78,13 +88,15 @@ class QueueLoss(_Wrapper):
         self.register_buffer("labels", torch.zeros(memory_size, dtype=torch.long))
         self.register_buffer("added", torch.zeros((), dtype=torch.long))
 
-    def forward(self, embeddings, labels):
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (n, d), or (n, views, d) for several views of each image
+        labels: torch.Tensor,  # integers (n,)
+    ) -> torch.Tensor:  # as of the loss
+        "Compute the loss of a batch, compared also with the queue"
         _check_classes(embeddings, labels)
         size, width = self.embeddings.shape
-        if embeddings.shape[-1] != width:
-            raise ValueError(
-                f"embeddings must have width {width} like the queue, got {embeddings.shape[-1]}"
-            )
+        _check_width(embeddings, width)
         self.to(embeddings.device)
         queue = {}
         filled = min(self.added.item(), size)
@@ -116,11 +128,19 @@ class ForPML(_Wrapper):
 
     def __init__(
         self,
-        loss,  # CL, FCL, ACL or AFCL
+        loss: nn.Module,  # CL, FCL, ACL or AFCL
     ):
         super().__init__(loss)
 
-    def forward(self, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (n, d)
+        labels: torch.Tensor | None = None,  # integers (n,)
+        indices_tuple: tuple | None = None,  # must be None: the pairs of a miner cannot be used
+        ref_emb: torch.Tensor | None = None,  # references (r, d), to compare anchors only with
+        ref_labels: torch.Tensor | None = None,  # integers (r,)
+    ) -> torch.Tensor:  # as of the loss
+        "Compute the loss by the arguments of PyTorch Metric Learning's losses"
         if indices_tuple is not None:
             raise ValueError(
                 "indices_tuple must be None, because the loss compares each anchor with all others "
@@ -139,16 +159,23 @@ class ForPML(_Wrapper):
 class FromPML(nn.Module):
     """Call a loss of PyTorch Metric Learning with embeddings (n, d) or (n, views, d).
 
-    Raises TypeError or ValueError for bad arguments."""
+    Raises TypeError for a reduction, and TypeError or ValueError for embeddings or labels of
+    another type or shape."""
 
     def __init__(
         self,
-        loss,  # callable: embeddings (n, d) and integer labels (n,) to a scalar
+        loss: callable,  # embeddings (n, d) and integer labels (n,) to a scalar
     ):
         super().__init__()
         self.loss = loss
 
-    def forward(self, embeddings, labels, reduction=None):
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (n, d), or (n, views, d) for several views of each image
+        labels: torch.Tensor,  # integers (n,)
+        reduction: str | None = None,  # must be None: the loss gives one value for a batch
+    ) -> torch.Tensor:  # scalar
+        "Compute the loss of all views of a batch"
         if reduction is not None:
             raise TypeError(
                 "reduction cannot be set: a loss of PyTorch Metric Learning gives one value for a "

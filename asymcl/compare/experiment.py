@@ -422,17 +422,18 @@ def run_jobs(
 
 # %% ../../nbs/api/compare/experiment.ipynb #ffc794c9
 def compare(
-    settings,  # Settings
+    settings: Settings,  # data, methods, seeds and training
     # called with method, seed, epoch (from 1) and validation score after each epoch of stage 1
     on_epoch: Callable | None = None,
     grid: dict | None = None,  # settings with several values each, of VARIED
-    folder=None,  # folder of the records, created if needed; None: no records
-    load=None,  # function of `data_loader`, to share data between comparisons
+    folder: str | Path | None = None,  # folder of the records, created if needed; None: no records
+    load: Callable | None = None,  # function of `data_loader`, to share data between comparisons
     mistakes=False,  # True: keep a picture of the mistakes of the first seed, without a grid
 ):  # iterator of Run, seed by seed
     """Run every method, combination and seed; yield each run as soon as it is done.
 
-    Raises ArgumentError before any training for settings that cannot work."""
+    Raises ArgumentError, before any training, for settings that cannot work, and ValueError for
+    images or weights that have changed since the records were written."""
     comparison = Comparison(settings, grid, folder, load, mistakes)
     comparison.check()
     yield from comparison.run_jobs(on_epoch)

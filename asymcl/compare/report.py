@@ -244,7 +244,7 @@ def _row(content, run):
 
 # %% ../../nbs/api/compare/report.ipynb #996d7088
 def read_records(
-    folder,  # folder of records, as `compare` writes them
+    folder: str | Path,  # folder of records, as `compare` writes them
 ) -> pd.DataFrame:  # a row for each run and head; `rare` is the smallest class in percent
     """Read the records of a folder as a table, ordered by proportion and seed.
 
@@ -603,12 +603,15 @@ def write_examples(
 
 
 def write_report(
-    folder,  # folder of the comparison
-    settings,  # Settings
-    runs,  # list of Run, with facts about their data
-    contrasts=None,  # pairs (method, baseline) to compare; None: those of `default_contrasts`
+    folder: str | Path,  # folder of the comparison
+    settings: Settings,  # settings of the comparison
+    runs: list,  # list of Run, with facts about their data
+    contrasts: list | tuple | None = None,  # pairs (method, baseline); None: `default_contrasts`
 ):
-    "Write the pictures, report.html, and mistakes.html if a record has any, beside the records."
+    """Write the pictures, report.html, and mistakes.html if a record has any, beside the records.
+
+    Raises OSError for a folder that cannot be written, and ValueError for contrasts that are not
+    pairs of the methods."""
     folder = Path(folder)
     drawn = figures(runs) if finished(runs) else {}
     for name, figure in drawn.items():

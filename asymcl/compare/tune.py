@@ -54,10 +54,10 @@ class Suggestion(NamedTuple):
 
 # %% ../../nbs/api/compare/tune.ipynb #8b24f792
 def suggest(
-    counts,  # number of images of each class in the training set, (classes,), each >= 1
-    batch_size=None,  # number of images in a batch (default: 128, or all of a smaller set)
+    counts: list | tuple | np.ndarray,  # training images of each class, (classes,), each >= 1
+    batch_size: int | None = None,  # images in a batch (default: 128, or all of a smaller set)
     averaging="pairs",  # averaging of the pair sums: pairs or batch
-) -> Suggestion:
+) -> Suggestion:  # settings and reasons
     """Suggest settings to begin with, from the class counts and the recorded experiments.
 
     Raises ValueError for values out of range."""
@@ -180,15 +180,16 @@ def _finished(study):
 
 
 def search(
-    method,  # name of the method
+    method: str,  # name of the method
     settings,  # Settings with the seeds of the search
-    folder,  # folder of the study and its records
+    folder: str | Path,  # folder of the study and its records
     trials=20,  # number of trials of all processes together, >= 1
     on_trial=None,  # called with method, number of finished trials and best score so far
 ):  # optuna.Study with finished trials
-    """Search the settings of one method on the validation split.
+    """Search the settings of one method on the validation split; return the study of Optuna.
 
-    Raises ArgumentError for invalid settings, and RuntimeError without Optuna."""
+    Raises ArgumentError for invalid settings, ValueError for a folder of a study with other
+    settings or images, and RuntimeError without Optuna."""
     settings = resolved(settings)
     if trials < 1:
         raise ArgumentError("trials", f"must be at least 1, got {trials}")
@@ -211,7 +212,7 @@ def search(
 
 # %% ../../nbs/api/compare/tune.ipynb #352318b3
 def chosen(
-    studies,  # dict: method -> study
+    studies: dict,  # method -> study
 ) -> dict:  # method -> dict of the values, the validation score and the number of trials
     "Return the best trial of each method, by validation score."
     return {
@@ -255,15 +256,16 @@ def check_fresh(
 
 
 def confirm(
-    values,  # dict: method -> dict of chosen settings
+    values: dict,  # method -> dict of chosen settings
     settings,  # Settings with seeds that the search has not used
-    folder,  # folder of the records
+    folder: str | Path,  # folder of the records
     searched=(),  # seeds of the search
     on_epoch=None,  # function as for `compare`
 ):  # iterator of Run
-    """Run every method with its chosen settings on new seeds. Raises ArgumentError for others.
+    """Run every method with its chosen settings on new seeds.
 
-    Warns if the seeds of the search may have seen test images of the new ones."""
+    Warns if the seeds of the search may have seen test images of the new ones. Raises ArgumentError
+    for seeds of the search, and for settings that cannot work."""
     settings = resolved(settings)
     check_fresh(settings.seeds, searched)
     load = data_loader(len(settings.seeds))

@@ -68,15 +68,15 @@ class ImageData:
     name: str  # name of the data set
     source: str  # origin of the images
     seed: int  # seed of the splits
-    groups: torch.Tensor = None  # (n,) int64; a group stays in one split. None: one image a group
-    subgroups: np.ndarray = None  # (n,) site, device or the like of each image; None: not known
-    files: tuple = None  # (n,) names of the image files; None: no files
-    skipped: pd.DataFrame = None  # file, row and problem of skipped images; None: no image
+    groups: torch.Tensor | None = None  # (n,) int64, each in one split; None: one image a group
+    subgroups: np.ndarray | None = None  # (n,) site, device or the like; None: not known
+    files: tuple | None = None  # (n,) names of the image files; None: no files
+    skipped: pd.DataFrame | None = None  # file, row and problem of skipped images; None: no image
     fit: str = "squish"  # "squish", "crop" or "pad": method that resized images that are not square
     drawn_test: bool = False  # whether another seed draws other test images
     # number K of folds, of which the seed tests number seed % K of division seed // K;
     # None: no folds
-    folds: int = None
+    folds: int | None = None
 
     def __post_init__(self):
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -126,18 +126,22 @@ def _indices(self: ImageData, split):
 @patch
 def counts(
     self: ImageData,
-    split,  # name of a split
+    split: str,  # name of a split
 ) -> torch.Tensor:  # (classes,) int64
-    "Count the images of each class in a split."
+    """Count the images of each class in a split.
+
+    Raises ValueError for an unknown split."""
     return torch.bincount(self.labels[self._indices(split)].cpu(), minlength=len(self.classes))
 
 
 @patch
 def proportions(
     self: ImageData,
-    split,  # name of a split
+    split: str,  # name of a split
 ) -> torch.Tensor:  # (classes,) float32, adding up to 1
-    "Compute the share of each class in a split."
+    """Compute the share of each class in a split.
+
+    Raises ValueError for an unknown split."""
     return self.counts(split) / len(self._indices(split))
 
 # %% ../../nbs/api/data/datasets.ipynb #fcca6877
@@ -171,7 +175,7 @@ def __repr__(self: ImageData):
 @patch
 def advice(
     self: ImageData,
-    batch_size=None,  # images of a batch; None: the default batch size
+    batch_size: int | None = None,  # images of a batch; None: the default batch size
 ) -> str:  # lines
     "Say what the class counts mean for training and evaluation."
     batch_size = self.default_batch_size() if batch_size is None else batch_size
@@ -184,12 +188,14 @@ def default_batch_size(
     self: ImageData,
     split="train",  # name of a split
 ) -> int:  # images
-    "Return 128, or the number of images of a split that has fewer."
+    """Return 128, or the number of images of a split that has fewer.
+
+    Raises ValueError for an unknown split."""
     return min(128, max(1, len(self._indices(split))))
 
 
 @patch
-def plot(self: ImageData) -> plt.Figure:
+def plot(self: ImageData) -> plt.Figure:  # a group of bars for each split
     "Plot the images of each class and split, with the imbalance ratio of the training split."
     return plot_class_counts(self._all_counts(), self.classes)
 
@@ -440,12 +446,12 @@ ImageLoader.show_results = TfmdDL.show_results
 @patch
 def loader_for(
     self: ImageData,
-    images,  # (n, channels, height, width) uint8
-    labels=None,  # (n,) int64; None: the batches are (x,)
+    images: torch.Tensor,  # (n, channels, height, width) uint8
+    labels: torch.Tensor | None = None,  # (n,) int64; None: the batches are (x,)
     batch_size=128,  # images of a batch, >= 1
-    pixel_stats=None,  # mean and std (channels,) of pixels in 0..1; None: the training images'
+    pixel_stats: tuple | None = None,  # mean and std (channels,), pixels in 0..1; None: of training
     **kwargs,  # arguments of ImageLoader: shuffle, drop_last, device, data_device
-) -> ImageLoader:
+) -> ImageLoader:  # batches (x, y) of normalised images and labels, or (x,) without labels
     "Make a loader over any images. Raises ValueError for unsuitable `pixel_stats`."
     dataset = images if labels is None else (images, labels)
     if pixel_stats is None:
@@ -458,13 +464,16 @@ def loader_for(
 @patch
 def loader(
     self: ImageData,
-    split,  # name of a split
-    batch_size=None,  # images of a batch, >= 1; None: the default batch size
+    split: str,  # name of a split
+    batch_size: int | None = None,  # images of a batch, >= 1; None: the default batch size
     shuffle=False,  # True: a new random order every epoch
     drop_last=False,  # True: drop the last batch if it is smaller
     **kwargs,  # arguments of `loader_for` and ImageLoader: pixel_stats, device, data_device
-) -> ImageLoader:
-    "Make a loader over one split; raise ValueError if it would have no batch."
+) -> ImageLoader:  # batches (x, y) of normalised images and labels
+    """Make a loader over one split.
+
+    Raises ValueError for an unknown split, unsuitable `pixel_stats`, and if there would be no
+    batch."""
     indices = self._indices(split)
     batch_size = self.default_batch_size(split) if batch_size is None else batch_size
     if not 1 <= batch_size or (drop_last and batch_size > len(indices)):
@@ -479,14 +488,17 @@ def loader(
 @patch
 def dls(
     self: ImageData,
-    batch_size=None,  # images of a batch, 1..training images; None: 128, or all if there are fewer
-    alpha=None,  # None: plain shuffling; 0..1: `BalancedSampler`, 0 balanced, 1 proportional
+    batch_size: int | None = None,  # images of a batch, 1..n; None: 128, or all of fewer
+    alpha: float | None = None,  # None: shuffling; `BalancedSampler`: 0 balanced, 1 proportional
     at_least=2,  # images of each class in every batch of the sampler
-    device=None,  # device of the batches; None: fastai's default device
-    data_device=None,  # device of the images; None: `device`, or "cpu" if they do not fit
-    pixel_stats=None,  # mean and std (channels,) of pixels in 0..1; None: the training images'
+    device: torch.device | str | None = None,  # device of batches; None: fastai's default device
+    data_device: torch.device | str | None = None,  # of the images; None: `device`, or "cpu"
+    pixel_stats: tuple | None = None,  # mean and std (channels,), pixels in 0..1; None: of training
 ) -> DataLoaders:  # loaders of the training, validation and test split
-    "Make fastai's DataLoaders, with the class names as `vocab`. Training ignores the test loader."
+    """Make fastai's DataLoaders, with the class names as `vocab`. Training ignores the test loader.
+
+    Warns if the default batch size is below 128. Raises ValueError for a batch size, sampler
+    settings or `pixel_stats` that do not fit the training images."""
     if batch_size is None:
         batch_size = self.default_batch_size()
         if batch_size < 128:
@@ -627,13 +639,16 @@ def _hold_out(labels, per_class, generator):
 @patch
 def imbalanced(
     self: ImageData,
-    proportions=None,  # (classes,) shares of the training set > 0; None: long_tail_ratio
+    proportions: tuple | list | None = None,  # (classes,) shares of the training set > 0
     *,
-    long_tail_ratio=None,  # >= 1; ratio of first to last class of an exponential long tail
-    total=None,  # number of training images; None: as many as possible
-    generator=None,  # torch.Generator of the draw; None: one seeded by the seed of the data
+    long_tail_ratio: float | None = None,  # >= 1; first to last class of an exponential long tail
+    total: int | None = None,  # number of training images; None: as many as possible
+    generator: torch.Generator | None = None,  # of the draw; None: seeded by the seed of the data
 ) -> ImageData:  # the same images, with fewer of them in the training split
-    "Reduce the training split to proportions; raise ValueError if it has too few images."
+    """Reduce the training split to proportions.
+
+    Raises ValueError unless one of proportions and long_tail_ratio is given, and for too few
+    images."""
     if (proportions is None) == (long_tail_ratio is None):
         raise ValueError(
             "give one of proportions and long_tail_ratio, and None for the other: got proportions="
@@ -659,9 +674,9 @@ def fashion_mnist(
     proportions=(0.9, 0.1),
     source="sample",  # "sample", "download", or a folder with the four IDX files, gzipped or not
     *,
-    long_tail_ratio=None,  # >= 1; ratio of first to last class of an exponential long tail
-    valid_per_class=None,  # validation images of each class; None: a third of the rarest, <= 1000
-    train_total=None,  # number of training images; None: as many as possible
+    long_tail_ratio: float | None = None,  # >= 1; first to last class of an exponential long tail
+    valid_per_class: int | None = None,  # images of each; None: a third of the rarest, <= 1000
+    train_total: int | None = None,  # number of training images; None: as many as possible
     seed=0,  # seed of the draw of training and validation images
 ) -> ImageData:  # images uint8 (n, 1, 28, 28); splits train, valid, test
     """Load Fashion-MNIST with an imbalanced training, balanced validation and official test set.
@@ -695,8 +710,10 @@ def show(
     self: ImageData,
     n=8,  # images of each class
     split="train",  # name of a split
-):  # matplotlib Figure
-    "Show the first images of each class of a split, one row a class."
+) -> plt.Figure:  # a row for each class
+    """Show the first images of each class of a split, one row a class.
+
+    Raises ValueError for an unknown split."""
     indices = self._indices(split)
     n_classes = len(self.classes)
     fig, axes = plt.subplots(n_classes, squeeze=False, figsize=(0.8 * n, n_classes), layout="tight")

@@ -36,8 +36,8 @@ def _label_tensor(labels):
 
 # %% ../../nbs/api/data/imbalance.ipynb #1a95a54c
 def class_counts(
-    labels,  # (n,) integers in 0..classes-1: a list, an array or a tensor
-    n_classes=None,  # number of classes; None: the largest label + 1
+    labels: list | np.ndarray | torch.Tensor,  # (n,) integers in 0..classes-1
+    n_classes: int | None = None,  # number of classes; None: the largest label + 1
 ) -> torch.Tensor:  # (classes,) int64, images of each class
     """Count the images of each class.
 
@@ -140,16 +140,16 @@ def draw_indices(
 
 # %% ../../nbs/api/data/imbalance.ipynb #51dfaf70
 def split_groups(
-    labels,  # (n,) integers in 0..classes-1
-    groups,  # (n,) integers; images of one group stay together
-    shares,  # (splits,) numbers > 0, such as (0.7, 0.15, 0.15); only ratios matter
-    generator,  # CPU torch.Generator; advanced by the draw
+    labels: list | np.ndarray | torch.Tensor,  # (n,) integers in 0..classes-1
+    groups: list | np.ndarray | torch.Tensor,  # (n,) integers; images of one group stay together
+    shares: tuple | list,  # (splits,) numbers > 0, such as (0.7, 0.15, 0.15); only ratios matter
+    generator: torch.Generator,  # CPU torch.Generator; advanced by the draw
 ) -> list:  # ascending int64 indices into `labels` of each split; together every image once
     """Assign whole groups to splits at random, each class in the given shares where possible.
 
     Every split gets each class that has at least as many groups as there are splits, if every group
-    holds one class; otherwise mostly. Raises ValueError for shares that are not positive and for
-    groups and labels of different length."""
+    holds one class; otherwise mostly. Raises TypeError for labels that are not integers, and
+    ValueError for shares that are not positive and for groups and labels of different length."""
     labels = _label_tensor(labels)
     groups = torch.as_tensor(groups).cpu()
     if groups.shape != labels.shape:
@@ -321,12 +321,13 @@ class BalancedSampler(Sampler):
     """Batches with `at_least` different images of every class and class shares as `count**alpha`.
 
     A batch sampler of PyTorch: iterating gives one epoch, lists of `batch_size` indices, from the
-    global generator. `order` is for fastai's loaders. Raises ValueError for values out of range."""
+    global generator. `order` is for fastai's loaders. Raises TypeError for labels that are not
+    integers, and ValueError for values out of range."""
 
     def __init__(
         self,
-        labels,  # (n,) integers in 0..classes-1
-        batch_size,  # images of a batch, in 1..n
+        labels: list | np.ndarray | torch.Tensor,  # (n,) integers in 0..classes-1
+        batch_size: int,  # images of a batch, in 1..n
         alpha=0.0,  # 0..1: 0 for balanced batches, 1 for the proportions of the labels
         at_least=2,  # different images of each class in every batch, >= 0
     ):

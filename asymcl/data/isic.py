@@ -135,12 +135,12 @@ ISIC_SPLITS = dict(
 
 
 def isic2018(
-    source,  # folder with the published files of ISIC 2018 task 3 or of HAM10000
+    source: str | Path,  # folder with the published files of ISIC 2018 task 3 or of HAM10000
     classes=("MEL", "DF"),  # classes of MEL, NV, BCC, AKIEC, BKL, DF, VASC in order; or "all"
     *,
     splits="drawn",  # "drawn", "official_test" or "official"
     **kwargs,  # arguments of `from_dataframe`: shares, seed, on_error, size and others
-) -> ImageData:
+) -> ImageData:  # images with the lesions as groups, and the splits train, valid and test
     """Load skin lesions, with the photographs of a lesion in one split.
 
     Raises FileNotFoundError for missing folders and tables, ValueError for invalid tables and

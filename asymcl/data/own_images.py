@@ -54,7 +54,10 @@ class BadImages(ValueError):
 
     The attribute `problems` is a DataFrame of file, row and problem."""
 
-    def __init__(self, problems):
+    def __init__(
+        self,
+        problems: pd.DataFrame,  # file, row and problem of each
+    ):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(
@@ -417,27 +420,28 @@ def _check_rows(rows, classes, folds, decoding):
 
 # %% ../../nbs/api/data/own_images.ipynb #9bf7fecb
 def from_dataframe(
-    table,  # pandas DataFrame with one row per image
+    table: pd.DataFrame,  # one row per image
     path_column="path",  # column of paths, relative to `root`
     label_column="label",  # column of labels: names or whole numbers
     *,
     root=".",  # folder that contains all files
-    group_column=None,  # column of groups (patients, lesions); images of a group share a split
-    subgroup_column=None,  # column of sites, devices or the like; an empty field is "unknown"
-    split_column=None,  # column of splits: train, valid, test; missing ones are drawn from train
-    classes=None,  # names of the classes in order; None: all, the largest first
+    group_column: str | None = None,  # column of patients, lesions, ...; each is in one split
+    subgroup_column: str | None = None,  # column of sites, devices, ...; empty is "unknown"
+    split_column: str | None = None,  # column of train, valid, test; missing: drawn from train
+    classes: list | tuple | None = None,  # names of classes in order; None: all, the largest first
     shares=(0.7, 0.15, 0.15),  # shares of train, valid and test, for splits that are drawn
     seed=0,  # seed of the drawn splits
-    folds=None,  # number of folds; the test split is fold seed % folds. None: shares
+    folds: int | None = None,  # number of folds; the test split is fold seed % folds. None: shares
     on_error="raise",  # "raise" BadImages for any problem, or "skip" rows with problems and warn
     name="table",  # name of the data set
     source="a DataFrame",  # origin of the data set
     **decoding,  # arguments of `load_images`: size, channels, fit, cache, cache_limit, workers
-) -> ImageData:
+) -> ImageData:  # images with labels, classes, groups and the splits train, valid and test
     """Load the image files that a table lists.
 
     Raises BadImages with all problems of files and rows, ValueError for a missing column, an empty
-    table, or fewer than two classes, ArgumentError for impossible folds and a single subgroup."""
+    table, fewer than two classes, and arguments out of range, ArgumentError for impossible folds
+    and a single subgroup, and OSError if the cache cannot be written."""
     _check_on_error(on_error)
     _check_request(classes, shares, seed, folds)
     optional = dict(group=group_column, subgroup=subgroup_column, split=split_column)
@@ -494,17 +498,17 @@ def read_table(
 
 # %% ../../nbs/api/data/own_images.ipynb #c85e22d2
 def from_csv(
-    path,  # path of a CSV file in UTF-8 with a line of column names
+    path: str | Path,  # path of a CSV file in UTF-8 with a line of column names
     path_column="path",  # column of paths, relative to `root`
     label_column="label",  # column of labels: names or whole numbers
     *,
-    root=None,  # folder that contains all files; None: the folder of the CSV
+    root: str | Path | None = None,  # folder that contains all files; None: the folder of the CSV
     **kwargs,  # arguments of `from_dataframe`: group_column, split_column, seed, size and others
-) -> ImageData:
+) -> ImageData:  # images with labels, classes, groups and the splits train, valid and test
     """Load the image files that a CSV lists, as `from_dataframe` does.
 
-    Raises also OSError for a missing file and ValueError for a pipe or an invalid CSV (see
-    `read_table`)."""
+    Raises OSError for a missing file, ValueError for a pipe or an invalid CSV (see `read_table`),
+    and the errors of `from_dataframe`."""
     path = Path(path).expanduser()
     kwargs = dict(name=path.stem, source=str(path)) | kwargs
     root = path.parent if root is None else root
@@ -546,16 +550,16 @@ def _class_folders(path, classes):
 
 # %% ../../nbs/api/data/own_images.ipynb #7243cceb
 def image_folder(
-    path,  # folder with a sub-folder per class, or with train, valid and test that contain those
+    path: str | Path,  # folder with a sub-folder per class, or with train, valid and test of such
     *,
-    classes=None,  # names of sub-folders in order; None: all, the largest first
-    group_pattern=None,  # regular expression for the path below `path`; its (group) is the group
+    classes: list | tuple | None = None,  # sub-folders in order; None: all, the largest first
+    group_pattern: str | None = None,  # regular expression for the path below `path`; its (group)
     **kwargs,  # arguments of `from_dataframe`: shares, seed, on_error, size and others
-) -> ImageData:
+) -> ImageData:  # images with labels, classes, groups and the splits train, valid and test
     """Load a folder with a sub-folder for each class, as `from_dataframe` does.
 
-    Raises ValueError for a missing sub-folder and for columns, which only a table has,
-    FileNotFoundError for a missing folder."""
+    Raises FileNotFoundError for a missing folder, ValueError for a missing sub-folder and for
+    columns, which only a table has, and the errors of `from_dataframe`."""
     if columns := [name for name in kwargs if name.endswith("_column")]:
         raise ValueError(
             f"{columns[0]} must be left out for a folder, whose sub-folders are classes and "
@@ -708,24 +712,25 @@ def _join_copies(rows):
 
 # %% ../../nbs/api/data/own_images.ipynb #a45df82b
 def from_arrays(
-    images,  # array or tensor (n, height, width[, channels]) or (n, channels, height, width)
-    labels,  # whole numbers or names, (n,) or (n, 1)
+    images: np.ndarray | torch.Tensor,  # (n, height, width[, channels]) or (n, channels, ...)
+    labels: list | np.ndarray | torch.Tensor,  # whole numbers or names, (n,) or (n, 1)
     *,
-    classes=None,  # labels to use, in order; None: all, sorted
-    class_names=None,  # names to show the classes by; None: the labels themselves
-    groups=None,  # group of each image (n,); images of a group share a split
-    subgroups=None,  # site, device or the like of each image (n,)
-    splits=None,  # "train", "valid" or "test" for each image; missing ones are drawn from train
+    classes: list | tuple | None = None,  # labels to use, in order; None: all, sorted
+    class_names: list | tuple | None = None,  # names to show the classes by; None: the labels
+    groups: list | np.ndarray | torch.Tensor | None = None,  # (n,); images of a group share a split
+    subgroups: list | np.ndarray | None = None,  # site, device or the like of each image (n,)
+    splits: list | np.ndarray | None = None,  # (n,) train, valid, test; missing: drawn from train
     shares=(0.7, 0.15, 0.15),  # shares of train, valid and test, for splits that are drawn
     seed=0,  # seed of the drawn splits
-    folds=None,  # number of folds; the test split is fold seed % folds. None: shares
+    folds: int | None = None,  # number of folds; the test split is fold seed % folds. None: shares
     name="arrays",  # name of the data set
     source="memory",  # origin of the data set
-) -> ImageData:
+) -> ImageData:  # images with labels, classes, groups and the splits train, valid and test
     """Use images in memory: bytes, or floats in 0..1. Equal images share a split that is drawn.
 
-    Raises ValueError or TypeError for invalid shapes, types, labels and splits, and for a class
-    with too few groups; ArgumentError for impossible folds and a single subgroup."""
+    Raises ValueError or TypeError for invalid shapes, types, labels, names, shares, seeds and
+    splits, and for a class with too few groups; ArgumentError for impossible folds and a single
+    subgroup."""
     _check_request(classes, shares, seed, folds)
     images = _byte_images(images)
     table = dict(label=labels, group=groups, subgroup=subgroups, split=splits)
@@ -782,13 +787,14 @@ def _npz_part(path, arrays, part):
 
 
 def from_npz(
-    path,  # path of an .npz with train_images and train_labels, and the same for val and test
+    path: str | Path,  # .npz with train_images and train_labels, and the same for val and test
     **kwargs,  # arguments of `from_arrays`: classes, class_names, shares, seed
-) -> ImageData:
+) -> ImageData:  # images with labels, classes, groups and the splits train, valid and test
     """Load an `.npz` in the format of MedMNIST; a missing val or test is drawn from train.
 
-    Raises FileNotFoundError, and ValueError for other files."""
-    path = Path(path)
+    Raises FileNotFoundError for a missing file, ValueError for other files, and the errors of
+    `from_arrays`."""
+    path = Path(path).expanduser()
     arrays = _npz_arrays(path)
     given = [p for p in ("val", "test") if {f"{p}_images", f"{p}_labels"} & set(arrays)]
     images, labels, splits = [], [], []
@@ -809,13 +815,13 @@ def from_npz(
 def from_dataloaders(
     dls,  # fastai DataLoaders of (image, category): train, valid and, optionally, test
     *,
-    groups=None,  # groups of all items: of train, then of valid, then of test
+    groups: list | np.ndarray | torch.Tensor | None = None,  # of train, then valid, then test
     **kwargs,  # arguments of `from_arrays`: classes, shares, seed, name
-) -> ImageData:
+) -> ImageData:  # images with labels, classes, groups and the splits train, valid and test
     """Decode the images of fastai's loaders once, without augmentation.
 
-    Raises ValueError for loaders without a vocab, and for items of different sizes or without
-    8-bit images."""
+    Raises ValueError for loaders without a vocab, for items of different sizes or without 8-bit
+    images, and the errors of `from_arrays`."""
     if not hasattr(dls, "vocab"):
         raise ValueError("dls must have a vocab, the names of the classes, as from a CategoryBlock")
     parts = [_all_items(dls, dl) for dl in dls.loaders[:3]]
@@ -878,7 +884,7 @@ def _unlabelled(table, columns, root, on_error, source, decoding, **about):
 
 # %% ../../nbs/api/data/own_images.ipynb #34051707
 def unlabelled_folder(
-    path,  # folder with images in it or below it, or with train, valid and test
+    path: str | Path,  # folder with images in it or below it, or with train, valid and test
     *,
     on_error="raise",  # "raise" BadImages for any problem, or "skip" files with problems and warn
     **decoding,  # arguments of `load_images`: size, channels, fit, cache, cache_limit, workers
@@ -902,11 +908,11 @@ def unlabelled_folder(
 
 # %% ../../nbs/api/data/own_images.ipynb #c1d36654
 def unlabelled_csv(
-    path,  # path of a CSV file in UTF-8 with a line of column names
+    path: str | Path,  # path of a CSV file in UTF-8 with a line of column names
     path_column="path",  # column of paths, relative to `root`
     *,
-    split_column=None,  # column of splits: only the images of train are loaded
-    root=None,  # folder that contains all files; None: the folder of the CSV
+    split_column: str | None = None,  # column of splits: only the images of train are loaded
+    root: str | Path | None = None,  # folder that contains all files; None: the folder of the CSV
     on_error="raise",  # "raise" BadImages for any problem, or "skip" rows with problems and warn
     **decoding,  # arguments of `load_images`: size, channels, fit, cache, cache_limit, workers
 ) -> ImageData:  # one class, all images in train
@@ -924,7 +930,7 @@ def unlabelled_csv(
 
 # %% ../../nbs/api/data/own_images.ipynb #c051176a
 def unlabelled_npz(
-    path,  # path of an .npz with train_images or images
+    path: str | Path,  # path of an .npz with train_images or images
 ) -> ImageData:  # one class, all images in train
     """Load the images of an `.npz` without labels: `train_images`, or else `images`.
 

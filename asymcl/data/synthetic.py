@@ -81,8 +81,8 @@ def _check_arguments(lesions, test_share, size, seed):
 
 # %% ../../nbs/api/data/synthetic.ipynb #83cd7b38
 def synthetic_lesions(
-    folder,  # folder that is empty or does not exist yet
-    lesions,  # number of training lesions of each class, >= 1, such as dict(MEL=150, DF=24)
+    folder: str | Path,  # folder that is empty or does not exist yet
+    lesions: dict,  # number of training lesions of each class, >= 1, such as dict(MEL=150, DF=24)
     *,
     test_share=0.25,  # test lesions per training lesion, > 0 and <= 1; half as many for validation
     size=(600, 450),  # width and height of the images in pixels, >= 32

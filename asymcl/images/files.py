@@ -423,15 +423,15 @@ def _load_uncached(files, options, workers):
 
 # %% ../../nbs/api/images/files.ipynb #a914ab40
 def load_images(
-    files,  # list of ImageFile
+    files: list,  # list of ImageFile
     size=64,  # side of the images in pixels, 1..4096
     *,
     channels=3,  # number of channels: 3 (colour) or 1 (greyscale)
     fit="squish",  # conversion of images that are not square: "squish", "crop" or "pad"
-    cache=None,  # cache folder; None: asymcl/images in the user's cache; False: no cache
+    cache: str | Path | bool | None = None,  # folder; None: in the user's cache; False: none
     cache_limit=10 * 2**30,  # size limit of the cache folder in bytes
-    workers=None,  # number of worker processes; None: one per core for many files on Linux
-) -> Loaded:
+    workers: int | None = None,  # worker processes; None: one per core for many files on Linux
+) -> Loaded:  # uint8 images of the files without a problem, problems by index, and modes
     """Decode image files at one size, or map images that were decoded before.
 
     Raises ValueError for values out of range and for a cache_limit that is too small for these

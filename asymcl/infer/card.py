@@ -272,8 +272,8 @@ def _is_replaceable(path):
 
 
 def write_card(
-    path,  # file that ends in .md
-    text,  # text as from `card_text`
+    path: str | Path,  # file that ends in .md
+    text: str,  # text as from `card_text`
 ) -> Path:  # file that was written
     "Write a card; if there is an edited one, write beside it and warn."
     path = Path(path)

@@ -102,8 +102,8 @@ def _check_labels(labels, images, classes):
 # %% ../../nbs/api/infer/explain.ipynb #dd465e21
 def grad_cam(
     model,  # TrainedModel with a convolutional encoder
-    images,  # (n, channels, height, width), as the model takes them
-    labels=None,  # (n,) int64, class of each map; None: the most probable class
+    images: torch.Tensor,  # (n, channels, height, width), as the model takes them
+    labels: torch.Tensor | None = None,  # (n,) int64, class of each map; None: the most probable
 ) -> torch.Tensor:  # (n, height, width) in 0..1, on the CPU
     """Compute the Grad-CAM map of a class for each image (Selvaraju et al. 2017).
 
@@ -130,8 +130,8 @@ def grad_cam(
 
 # %% ../../nbs/api/infer/explain.ipynb #891f8cd2
 def confident_mistakes(
-    probabilities,  # (n, classes)
-    labels,  # (n,) int64, true classes
+    probabilities: torch.Tensor,  # (n, classes)
+    labels: torch.Tensor,  # (n,) int64, true classes
     n=6,  # largest number of mistakes, >= 1
 ) -> torch.Tensor:  # rows of the mistakes, the most confident first; empty without a mistake
     "Find the images whose wrong class has the highest probability."
@@ -193,9 +193,9 @@ def _columns(model, image, map, label, near, training_image):
 # %% ../../nbs/api/infer/explain.ipynb #ab7ae530
 def plot_explanations(
     model,  # TrainedModel with a gallery
-    images,  # (n, channels, height, width) uint8, n >= 1
-    labels,  # (n,) int64, true classes
-    training_image,  # function of a row of the gallery: its image (channels, height, width) uint8
+    images: torch.Tensor,  # (n, channels, height, width) uint8, n >= 1
+    labels: torch.Tensor,  # (n,) int64, true classes
+    training_image: callable,  # row of the gallery to its image (channels, height, width) uint8
     neighbours=3,  # number of nearest training images, 1..images of the gallery
 ) -> plt.Figure:  # a row for each image
     """Show images with their probability, their Grad-CAM map and the nearest training images.

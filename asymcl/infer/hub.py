@@ -39,8 +39,8 @@ def _name_of_card(hub, repo_id, info, card):
 
 # %% ../../nbs/api/infer/hub.ipynb #b94638f6
 def push_to_hub(
-    path,  # file that `TrainedModel.save` has written, with its card beside it
-    repo_id,  # name of the repository, such as "me/lesions"; made if there is none
+    path: str | Path,  # file that `TrainedModel.save` has written, with its card beside it
+    repo_id: str,  # name of the repository, such as "me/lesions"; made if there is none
     private=True,  # False: a new repository is public
     encoder=None,  # nn.Module, as for `load_model`; only needed for a custom encoder
 ) -> str:  # identifier of the commit, for `load_from_hub`
@@ -69,10 +69,10 @@ def push_to_hub(
 
 # %% ../../nbs/api/infer/hub.ipynb #86f3fe30
 def load_from_hub(
-    repo_id,  # name of the repository, such as "me/lesions"
-    revision=None,  # commit, tag or branch; None: the newest commit
+    repo_id: str,  # name of the repository, such as "me/lesions"
+    revision: str | None = None,  # commit, tag or branch; None: the newest commit
     encoder=None,  # nn.Module, as for `load_model`; only needed for a custom encoder
-) -> TrainedModel:
+) -> TrainedModel:  # model of that revision
     """Load `model.safetensors` of a repository on the Hugging Face hub, without running any code.
 
     Raises ImportError without huggingface_hub, the errors of `load_model` for an unsuitable file,

@@ -76,17 +76,15 @@ class TrainedModel:
     head: nn.Module  # features to logits (n, classes)
     classes: tuple  # (classes,) names
     image_shape: tuple  # channels, height and width of the training images
-    mean: torch.Tensor = None  # (channels,) of pixels in 0..1; None: images are normalised already
-    std: torch.Tensor = None  # (channels,) of pixels in 0..1
+    mean: torch.Tensor | None = None  # (channels,) of pixels in 0..1; None: normalised already
+    std: torch.Tensor | None = None  # (channels,) of pixels in 0..1
     fit: str = "squish"  # how image files are resized: "squish", "crop" or "pad"
     temperature: float = 1.0  # > 0, divides the logits
-    prior: Prior = None  # another class distribution; None: that of the validation images
-    valid_logits: torch.Tensor = None  # (m, classes) of validation images; None: not saved
-    valid_labels: torch.Tensor = None  # (m,) int64
-    gallery: Gallery = None  # training images; None: not saved
-    projection_head: nn.Module = (
-        None  # head of stage 1, needed to continue stage 1; None: not saved
-    )
+    prior: Prior | None = None  # another class distribution; None: that of the validation images
+    valid_logits: torch.Tensor | None = None  # (m, classes) of validation images; None: not saved
+    valid_labels: torch.Tensor | None = None  # (m,) int64
+    gallery: Gallery | None = None  # training images; None: not saved
+    projection_head: nn.Module | None = None  # head of stage 1, to continue it; None: not saved
     about: dict = field(default_factory=dict)  # plain values that describe the training
     batch_size: int = 128  # number of images processed at a time; not saved
 
@@ -142,8 +140,8 @@ def _black_images(self: TrainedModel, n):
 @torch.no_grad()
 def outputs(
     self: TrainedModel,
-    images,  # (n, channels, height, width): uint8, or float normalised like the training images
-):  # features (n, width) and logits (n, classes), on the CPU
+    images: torch.Tensor,  # (n, channels, height, width): uint8, or float normalised as in training
+) -> tuple:  # features (n, width) and logits (n, classes), on the CPU
     """Compute features and logits of images.
 
     Raises TypeError or ValueError for another type or shape, ValueError for NaN logits."""
@@ -166,7 +164,7 @@ def outputs(
 @patch
 def to(
     self: TrainedModel,
-    device,  # torch.device or its name
+    device: torch.device | str,  # torch.device or its name
 ) -> TrainedModel:  # the same model
     "Move encoder and head to a device"
     self.encoder.to(device)
@@ -177,7 +175,7 @@ def to(
 @patch
 def probabilities(
     self: TrainedModel,
-    logits,  # (n, classes)
+    logits: torch.Tensor,  # (n, classes)
 ) -> torch.Tensor:  # (n, classes)
     "Convert logits to probabilities, by temperature and prior"
     logits = logits / self.temperature
@@ -189,9 +187,11 @@ def probabilities(
 @patch
 def predict(
     self: TrainedModel,
-    images,  # (n, channels, height, width), as for `outputs`
-):  # list of n class names, and probabilities (n, classes)
-    "Predict classes and probabilities; `calibration_problem` tells if these are calibrated"
+    images: torch.Tensor,  # (n, channels, height, width), as for `outputs`
+) -> tuple:  # list of n class names, and probabilities (n, classes)
+    """Predict classes and probabilities; `calibration_problem` tells if these are calibrated.
+
+    Raises TypeError or ValueError as `outputs` does."""
     p = self.probabilities(self.outputs(images)[1])
     return [self.classes[i] for i in p.argmax(1)], p
 
@@ -236,7 +236,7 @@ def fit_temperature(
 
 # %% ../../nbs/api/infer/model.ipynb #d72ca890
 @patch(as_prop=True)
-def calibration_problem(self: TrainedModel) -> str:
+def calibration_problem(self: TrainedModel) -> str | None:  # None for calibrated probabilities
     "Reason why the probabilities are not calibrated; None if they are"
     if self.valid_logits is None or not len(self.valid_logits):
         return "the model was saved without validation images"
@@ -273,12 +273,12 @@ def _check_validation(model, argument):
 @patch
 def threshold(
     self: TrainedModel,
-    name,  # name of the class
-    recall=None,  # required recall, in (0, 1)
+    name: str,  # name of the class
+    recall: float | None = None,  # required recall, in (0, 1)
     confidence=0.95,  # probability of the recall or precision, in (0, 1); None: on average
-    precision=None,  # required precision, in (0, 1)
-    cost_ratio=None,  # cost of a missed image divided by that of a false alarm, > 0
-) -> Threshold:
+    precision: float | None = None,  # required precision, in (0, 1)
+    cost_ratio: float | None = None,  # cost of a missed image divided by that of a false alarm, > 0
+) -> Threshold:  # threshold, with its recall and false-alarm rate on the validation images
     """Find the threshold for a recall, a precision or a cost ratio from the validation images.
 
     Raises ValueError unless one of the three is given, for another class, for too few images,
@@ -306,8 +306,8 @@ def threshold(
 @patch
 def at_prevalence(
     self: TrainedModel,
-    name,  # name of a class
-    prevalence,  # share of the class where the model is used, in (0, 1)
+    name: str,  # name of a class
+    prevalence: float,  # share of the class where the model is used, in (0, 1)
 ) -> TrainedModel:  # the same encoder and head with other probabilities
     """Adapt the probabilities to another share of a class; drop an operating point.
 
@@ -329,9 +329,12 @@ def at_prevalence(
 @patch
 def class_thresholds(
     self: TrainedModel,
-    coverage,  # probability that a set has the true class, for each class, in (0, 1)
-):  # lowest probability of each class in a set, (classes,)
-    "Compute the thresholds for `prediction_sets`. Raises ArgumentError for few images of a class."
+    coverage: float,  # probability that a set has the true class, for each class, in (0, 1)
+) -> torch.Tensor:  # lowest probability of each class in a set, (classes,)
+    """Compute the thresholds for `prediction_sets`.
+
+    Raises ArgumentError for few images of a class, a coverage out of range, and a model without
+    validation images."""
     _check_validation(self, "coverage")
     p = self.probabilities(self.valid_logits)
     return conformal_thresholds(p, self.valid_labels, coverage, self.classes)
@@ -433,11 +436,12 @@ def _digest(text, content):
 @patch
 def save(
     self: TrainedModel,
-    path,  # file that ends in .safetensors; an older one is replaced
+    path: str | Path,  # file that ends in .safetensors; an older one is replaced
 ):
     """Write the model to one file, and a model card beside it; an edited card is kept.
 
-    Raises OSError if that fails; the older file then remains."""
+    Raises ValueError for a path that does not end in .safetensors, TypeError for a head of another
+    kind, and OSError if writing fails; the older file then remains."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
@@ -558,12 +562,13 @@ def _check_tensors(model):
 
 # %% ../../nbs/api/infer/model.ipynb #7d844d96
 def load_model(
-    path,  # file that `save` has written
-    encoder=None,  # nn.Module of the saved architecture; only needed for a custom encoder
-) -> TrainedModel:
+    path: str | Path,  # file that `save` has written
+    encoder: nn.Module | None = None,  # module of the saved architecture; only for a custom encoder
+) -> TrainedModel:  # model on the CPU
     """Load a model. Nothing in the file is ever run.
 
-    Raises OSError for a file that cannot be read, ValueError for a damaged or unsuitable one."""
+    Raises OSError for a file that cannot be read, ValueError for a damaged or unsuitable one, and
+    TypeError for an encoder that is not an nn.Module."""
     if not isinstance(encoder, nn.Module | None):
         raise TypeError(f"encoder must be a torch.nn.Module, got {encoder!r}")
     path = Path(path)
@@ -586,17 +591,17 @@ class Answer(NamedTuple):
     "Prediction for one file"
 
     file: str
-    problem: str = None  # reason why the file cannot be read; None: no problem
-    probabilities: torch.Tensor = None  # (classes,)
-    features: torch.Tensor = None  # (width,)
+    problem: str | None = None  # reason why the file cannot be read; None: no problem
+    probabilities: torch.Tensor | None = None  # (classes,)
+    features: torch.Tensor | None = None  # (width,)
 
 
 @patch
 def predict_files(
     self: TrainedModel,
-    files,  # iterable of paths
+    files: list | Iterator,  # iterable of paths
     chunk=128,  # number of files whose pixels are in memory at a time, >= 1
-    workers=None,  # number of decoding processes; None: one for each core if it pays; 0: none
+    workers: int | None = None,  # decoding processes; None: one for each core if it pays; 0: none
 ) -> Iterator[Answer]:  # one for each file, in the same order
     """Predict image files.
 
@@ -665,9 +670,9 @@ def _images_below(folder):
 @patch
 def nearest(
     self: TrainedModel,
-    features,  # (n, width) of images, from `outputs`
+    features: torch.Tensor,  # (n, width) of images, from `outputs`
     k=5,  # number of neighbours, 1..images in the gallery
-):  # indices (n, k) into the gallery, nearest first, and cosines (n, k)
+) -> tuple:  # indices (n, k) into the gallery, nearest first, and cosines (n, k)
     """Find the training images nearest to other images in feature space.
 
     Raises ValueError for a model without gallery, and for k out of range."""
@@ -708,7 +713,7 @@ class _Probabilities(nn.Module):
 @patch
 def exported(
     self: TrainedModel,
-):  # torch.export.ExportedProgram: images (n, ...) to probabilities (n, classes)
+) -> torch.export.ExportedProgram:  # images (n, ...) to probabilities (n, classes)
     "Trace the model for `torch.export.save`; images are uint8, or float for a model without mean"
     any_number = {0: torch.export.Dim("images", min=1, max=2**16)}
     return torch.export.export(
@@ -721,7 +726,7 @@ def exported(
 @patch
 def export_onnx(
     self: TrainedModel,
-    path,  # path of the file, usually .onnx
+    path: str | Path,  # path of the file, usually .onnx
 ):
     "Write an ONNX file for images of the model's size. Raises RuntimeError without onnx."
     try:

@@ -88,11 +88,13 @@ class _ClassifierLoss(nn.Module):
 
 
 class LogitAdjustedCrossEntropy(_ClassifierLoss):
-    "Cross-entropy of logits plus log class proportions (Menon et al. 2021, equation 10, tau = 1)"
+    """Cross-entropy of logits plus log class proportions (Menon et al. 2021, equation 10, tau = 1).
+
+    Raises ValueError for a count below 1."""
 
     def __init__(
         self,
-        counts,  # images per class (classes,), each >= 1
+        counts: list | tuple | torch.Tensor,  # images per class (classes,), each >= 1
         *,
         reduction="mean",  # "mean", "sum" or "none", as in PyTorch
     ):
@@ -100,7 +102,12 @@ class LogitAdjustedCrossEntropy(_ClassifierLoss):
         counts = _checked_counts(counts)
         self.register_buffer("log_proportions", (counts / counts.sum()).log().float())
 
-    def forward(self, logits, targets):
+    def forward(
+        self,
+        logits: torch.Tensor,  # (n, classes)
+        targets: torch.Tensor,  # integers (n,) in 0..classes-1
+    ) -> torch.Tensor:  # scalar, or (n,) with reduction="none"
+        "Compute the loss of logits"
         logits = logits + self.log_proportions
         return F.cross_entropy(logits, targets, reduction=self.reduction)
 
@@ -108,11 +115,12 @@ class LogitAdjustedCrossEntropy(_ClassifierLoss):
 class LDAMLoss(_ClassifierLoss):
     """Cross-entropy with scale times a margin subtracted from the target's logit (Cao et al. 2019).
 
-    For the logits of a `NormalizedLinear` of the same scale."""
+    For the logits of a `NormalizedLinear` of the same scale. Raises ArgumentError for a max_margin
+    or scale that is not > 0, and ValueError for a count below 1."""
 
     def __init__(
         self,
-        counts,  # images per class (classes,), each >= 1
+        counts: list | tuple | torch.Tensor,  # images per class (classes,), each >= 1
         *,
         max_margin=0.5,  # margin > 0 of the rarest class, in units of the cosine
         scale=30.0,  # s > 0, as in the head
@@ -126,7 +134,12 @@ class LDAMLoss(_ClassifierLoss):
         self.register_buffer("weight", torch.ones(len(margins)))
         self.scale = scale
 
-    def forward(self, logits, targets):
+    def forward(
+        self,
+        logits: torch.Tensor,  # (n, classes)
+        targets: torch.Tensor,  # integers (n,) in 0..classes-1
+    ) -> torch.Tensor:  # scalar, or (n,) with reduction="none"
+        "Compute the loss of logits"
         lost = self.scale * self.margins * F.one_hot(targets, len(self.margins))
         return F.cross_entropy(logits - lost, targets, weight=self.weight, reduction=self.reduction)
 
@@ -174,13 +187,15 @@ def head_for_loss(
 class DeferredReweighting(Callback):
     """Deferred re-weighting (DRW, Cao et al. 2019).
 
-    Class weights are one before epoch round(start * epochs), then those of Cui et al. (2019)."""
+    Class weights are one before epoch round(start * epochs), then those of Cui et al. (2019).
+    Raises ValueError for start, beta or counts out of range, and in training TypeError for a loss
+    other than cross-entropy or `LDAMLoss`."""
 
     inside = False  # of a training with other weights
 
     def __init__(
         self,
-        counts,  # training images per class (classes,), each >= 1
+        counts: list | tuple | torch.Tensor,  # training images per class (classes,), each >= 1
         start=0.8,  # fraction in 0..1 of the epochs with weights of one
         beta=0.9999,  # in [0, 1), as in `class_balanced_weights`
     ):
@@ -228,8 +243,9 @@ def _draw_positives(labels, k, views):
 class KCL(SupConLoss):
     """k-positive contrastive loss (Kang et al. 2021) of embeddings (n, d) or (n, views, d).
 
-    Labels are integers (n,). Positives are drawn from the batch by PyTorch's generator. The loss
-    of an anchor without positives is zero. For one device."""
+    Labels are integers (n,). Positives are drawn from the batch by PyTorch's generator. The loss of
+    an anchor without positives is zero. For one device. Raises ValueError for a k that is not a
+    whole number >= 0, and for settings of CL out of range."""
 
     def __init__(
         self,
@@ -245,7 +261,14 @@ class KCL(SupConLoss):
             raise ValueError(f"k must be a whole number >= 0, got {value!r}")
         super().__setattr__(name, value)
 
-    def forward(self, embeddings, labels):
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (n, d), or (n, views, d) for several views of each image
+        labels: torch.Tensor,  # integers (n,)
+    ) -> torch.Tensor:  # scalar, or (n,) / (n, views) with reduction="none"
+        """Compute the loss with positives that are drawn anew.
+
+        Raises TypeError or ValueError for embeddings or labels of another shape or type."""
         rows, labels, views = _checked_rows(embeddings, labels)
         losses = super().forward(rows, pair_mask=_draw_positives(labels, self.k, views))
         return losses.view(embeddings.shape[:-1]) if losses.ndim else losses
@@ -311,12 +334,13 @@ def balanced_contrastive_loss(
 class BCL(LossWithSettings):
     """`balanced_contrastive_loss` with prototypes as parameters, which a `StageLearner` trains.
 
-    Zhu et al. (2022) take the prototypes from the weights of a classifier branch, which is left
-    out here. For one device."""
+    Zhu et al. (2022) take the prototypes from the weights of a classifier branch, which is left out
+    here. For one device. Raises ValueError for classes < 1, and for a temperature or reduction out
+    of range."""
 
     def __init__(
         self,
-        classes,  # number of classes, >= 1
+        classes: int,  # number of classes, >= 1
         *,
         size=128,  # dimensions of the embedding
         temperature=0.1,  # number > 0, or an nn.Parameter with one value, which is learnt
@@ -329,7 +353,12 @@ class BCL(LossWithSettings):
         self.temperature = temperature
         self.reduction = reduction
 
-    def forward(self, embeddings, labels):
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (n, d), or (n, views, d) for several views of each image
+        labels: torch.Tensor,  # integers (n,) in 0..classes-1
+    ) -> torch.Tensor:  # scalar, or (n,) / (n, views) with reduction="none"
+        "Compute the loss of embeddings and of the prototypes"
         return balanced_contrastive_loss(embeddings, labels, self.prototypes, **self.settings)
 
     def extra_repr(self):

@@ -96,8 +96,8 @@ def _load_cached(folder, data, encoder, pixel_stats, limit):
 def cached_features(
     data,  # ImageData
     encoder,  # nn.Module: images to features (n, width); stored only if it has `made_by`
-    pixel_stats,  # mean and standard deviation of pixels in 0..1, each (channels,) float32
-    cache=None,  # cache folder; None: asymcl/features in the user's cache; False: no cache
+    pixel_stats: tuple,  # mean and standard deviation of pixels in 0..1, each (channels,) float32
+    cache: str | Path | bool | None = None,  # folder; None: in the user's cache; False: none
     cache_limit=10 * 2**30,  # size limit of the cache folder in bytes
 ) -> dict:  # split name -> features (m, width) float32 and labels (m,) int64, on the CPU
     """Compute the features of all splits in evaluation mode, or read those computed before.

@@ -24,8 +24,8 @@ def _parts(encoder):
 
 # %% ../../nbs/api/train/fine_tuning.ipynb #fa2613e0
 def by_depth(
-    model,  # nn.Sequential of encoder and head
-):  # list of lists of parameters: the parts of the encoder from input to output, then the head
+    model: nn.Sequential,  # encoder and head
+) -> list:  # lists of parameters: parts of the encoder from input to output, then the head
     "Split parameters by depth, as `splitter` of a TwoStageLearner"
     encoder, head = model
     groups = [list(part.parameters()) for part in _parts(encoder)]

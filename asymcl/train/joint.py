@@ -103,7 +103,8 @@ def _check_weights(weights):
 class ClassifierBCL(LossWithSettings):
     """L_BCL of Zhu et al. (2022), with centres from the weights of a classifier.
 
-    For `JointLearner`, on one device."""
+    For `JointLearner`, on one device. Raises ValueError for a temperature or reduction out of
+    range."""
 
     def __init__(
         self,
@@ -118,8 +119,8 @@ class ClassifierBCL(LossWithSettings):
 
     def connect(
         self,
-        classifier,  # module with `weight` (classes, width), such as nn.Linear
-        size,  # number of dimensions of the embeddings
+        classifier: nn.Module,  # module with `weight` (classes, width), such as nn.Linear
+        size: int,  # number of dimensions of the embeddings
     ):
         "Take the centres from a classifier, through a new perceptron"
         self.classifier = classifier
@@ -132,7 +133,7 @@ class ClassifierBCL(LossWithSettings):
             UnitLength(),
         )
 
-    def centres(self):  # (classes, size), each of length one
+    def centres(self) -> torch.Tensor:  # (classes, size), each of length one
         "Compute the centres. Raises RuntimeError before `connect`."
         if self.classifier is None:
             raise RuntimeError(
@@ -140,7 +141,12 @@ class ClassifierBCL(LossWithSettings):
             )
         return self.centre(self.classifier.weight)
 
-    def forward(self, embeddings, labels):
+    def forward(
+        self,
+        embeddings: torch.Tensor,  # (n, d), or (n, views, d) for several views of each image
+        labels: torch.Tensor,  # integers (n,) in 0..classes-1
+    ) -> torch.Tensor:  # scalar
+        "Compute the loss of embeddings and centres. Raises RuntimeError before `connect`."
         return balanced_contrastive_loss(embeddings, labels, self.centres(), **self.settings)
 
 # %% ../../nbs/api/train/joint.ipynb #f32fd6e3
@@ -163,16 +169,20 @@ class _EmbeddingsAlone(Callback):
 
 # %% ../../nbs/api/train/joint.ipynb #becb9dfc
 class JointLearner(EncoderLearner):
-    "Encoder, classifier and projection head, trained together"
+    """Encoder, classifier and projection head, trained together.
+
+    Raises TypeError or ValueError for loaders, an encoder, a loss, a classifier_loss or views that
+    do not fit together, ValueError for loss_weights other than two finite numbers >= 0, not both 0,
+    and ArgumentError for a precision that the device lacks."""
 
     _stage = "joint"
     _fixed = (*EncoderLearner._fixed, "classifier_loss")
 
     def __init__(
         self,
-        dls,  # fastai DataLoaders (train, valid and perhaps test) of images and labels, with vocab
-        encoder,  # nn.Module: images (n, channels, height, width) to features (n, width)
-        loss,  # contrastive loss of unit embeddings (n, views, size) and labels (n,)
+        dls,  # DataLoaders: train, valid and perhaps test, of images and labels, with vocab
+        encoder: nn.Module,  # images (n, channels, height, width) to features (n, width)
+        loss: callable,  # contrastive loss of unit embeddings (n, views, size) and labels (n,)
         *,
         classifier_loss="logit_adjusted",  # name in `asymcl.train.baselines`, or loss function
         loss_weights=(2.0, 0.6),  # lambda of the classification loss, mu of the contrastive loss
@@ -182,7 +192,7 @@ class JointLearner(EncoderLearner):
         splitter=encoder_and_head,  # function: model to lists of parameters
         precision="fp32",  # "fp32", "bf16" or "fp16"
         guards=True,  # True: callbacks of `asymcl.train.guards`; False: none; or a list of them
-        cbs=None,  # further callbacks
+        cbs: Callback | list | None = None,  # further callbacks
     ):
         super().__init__(dls, encoder, loss, classifier_loss, make_views, False, opt_func, guards)
         classifier = head_for_loss(classifier_loss, self.width, len(self.classes))
@@ -239,7 +249,7 @@ def _projection_head(self: JointLearner):
 def fit(
     self: JointLearner,
     epochs=10,  # number of passes over the training images, >= 1
-    lr=None,  # highest learning rate > 0; slice or list: by group; None: 3e-3, pretrained 1e-3
+    lr: float | slice | list | None = None,  # rate > 0, or by group; None: 3e-3, pretrained 1e-3
     keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
     resume=False,  # True: resume even if initial weights or random state differ
     **kwargs,  # further arguments of fit_one_cycle, such as cbs

@@ -24,7 +24,7 @@ from ..models import encode
 from ..views import random_views
 
 # %% ../../nbs/api/train/metrics.ipynb #4927f4ce
-def UnweightedAccuracy():
+def UnweightedAccuracy() -> Metric:  # fastai metric
     "Unweighted accuracy as a fastai metric, for a model that outputs logits (n, classes)"
     return AccumMetric(unweighted_accuracy, dim_argmax=-1, name="unweighted_accuracy")
 
@@ -33,7 +33,7 @@ def _roc_auc_of_logits(logits, targets):
     return roc_auc(logits.double().softmax(-1), targets)
 
 # %% ../../nbs/api/train/metrics.ipynb #5957e3d7
-def RocAuc():
+def RocAuc() -> Metric:  # fastai metric
     "ROC AUC as a fastai metric, for a model that outputs logits (n, classes)"
     return AccumMetric(_roc_auc_of_logits, flatten=False, name="roc_auc")
 
@@ -49,7 +49,7 @@ def _knn_within(embeddings, targets, k):
 # %% ../../nbs/api/train/metrics.ipynb #78d7446e
 def KnnAccuracy(
     k=10,  # number of neighbours that vote, >= 1; fewer if the rarest class has few images
-):
+) -> Metric:  # fastai metric
     "`knn_unweighted_accuracy` as a fastai metric, for embeddings (n, d) or (n, views, d)"
     return AccumMetric(_knn_within, flatten=False, name="knn_unweighted_accuracy", k=k)
 

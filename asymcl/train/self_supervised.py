@@ -43,9 +43,9 @@ def pretrain(
     data,  # ImageData; the training split is used, its labels are not
     encoder,  # nn.Module: images to features (n, width); changed in place
     epochs=12,  # number of epochs
-    lr=None,  # highest learning rate of the one-cycle schedule; None: 3e-3, pretrained 1e-3
+    lr: float | slice | list | None = None,  # highest rate of a cycle; None: 3e-3, pretrained 1e-3
     *,
-    batch_size=None,  # number of images in a batch (default: 128, or all images if there are fewer)
+    batch_size: int | None = None,  # images in a batch (default: 128, or all if there are fewer)
     temperature=0.07,  # divisor of the cosine similarities, > 0
     make_views=random_views,  # function of a batch of images to its views (n, views, ...)
     keep=None,  # folder in which each epoch is saved, to resume from

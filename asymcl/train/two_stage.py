@@ -662,15 +662,18 @@ def encoder_and_head(
 
 
 class TwoStageLearner(EncoderLearner):
-    "A contrastive stage and a classification stage over one encoder"
+    """A contrastive stage and a classification stage over one encoder.
+
+    Raises TypeError or ValueError for loaders, an encoder, a loss, a classifier_loss or views that
+    do not fit together, and ArgumentError for a precision that the device lacks."""
 
     _stage = "contrastive"
 
     def __init__(
         self,
-        dls,  # fastai DataLoaders (train, valid and perhaps test) of images and labels, with vocab
-        encoder,  # nn.Module: images (n, channels, height, width) to features (n, width)
-        loss,  # contrastive loss of unit embeddings (n, views, size) and labels (n,)
+        dls: DataLoaders,  # train, valid and perhaps test loader of images and labels, with vocab
+        encoder: nn.Module,  # images (n, channels, height, width) to features (n, width)
+        loss: callable,  # contrastive loss of unit embeddings (n, views, size) and labels (n,)
         *,
         classifier_loss="logistic",  # name in `asymcl.train.heads` or `.baselines`, or a loss
         make_views=random_views,  # augmentation of stage 1
@@ -680,7 +683,7 @@ class TwoStageLearner(EncoderLearner):
         splitter=encoder_and_head,  # function: model to lists of parameters, for stage 1
         precision="fp32",  # "fp32", "bf16" or "fp16", for stage 1
         guards=True,  # True: callbacks of `asymcl.train.guards`; False: none; or a list of them
-        cbs=None,  # further callbacks of stage 1
+        cbs: Callback | list | None = None,  # further callbacks of stage 1
     ):
         super().__init__(
             dls, encoder, loss, classifier_loss, make_views, repeat_labels, opt_func, guards
@@ -718,8 +721,8 @@ def _projection_head(self: TwoStageLearner):
 def fit_contrastive(
     self: TwoStageLearner,
     epochs=10,  # number of passes over the training images, >= 1
-    lr=None,  # highest learning rate > 0; slice or list: by group; None: 3e-3, pretrained 1e-3
-    keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
+    lr: float | slice | list | None = None,  # rate > 0, or by group; None: 3e-3, pretrained 1e-3
+    keep: str | Path | None = None,  # folder that saves each epoch for resuming; None: nothing
     resume=False,  # True: resume even if initial weights or random state differ
     stage="stage_1",  # name of the training in messages and in the folder
     **kwargs,  # further arguments of fit_one_cycle, such as cbs
@@ -779,16 +782,18 @@ def _train(
 def features(
     self: EncoderLearner,
     split="train",  # "train", "valid" or "test", or a fastai DataLoader of images
-):  # features (n, width) and labels (n,) on the encoder's device; labels None if there are none
-    "Compute the features of all images of a split, in order and without augmentation"
+) -> tuple:  # features (n, width) and labels (n,) or None, on the encoder's device
+    """Compute the features of all images of a split, in order and without augmentation.
+
+    Raises ValueError for an unknown split."""
     return encode_all(self.encoder, self.loader(split))
 
 # %% ../../nbs/api/train/two_stage.ipynb #065a73ef
 @patch
 def loader(
     self: EncoderLearner,
-    split,  # "train", "valid" or "test", or a fastai DataLoader of images
-):  # DataLoader of all images of the split in order, without augmentation
+    split: str | DataLoader,  # "train", "valid" or "test", or a fastai DataLoader of images
+) -> DataLoader:  # all images of the split in order, without augmentation
     "Make the loader of a split for evaluation. Raises ValueError for an unknown split."
     if isinstance(split, DataLoader):
         return split.new(shuffle=False, drop_last=False)
@@ -833,7 +838,7 @@ def _solves(self: TwoStageLearner):
 
 
 @patch
-def new_classifier(self: TwoStageLearner):  # fastai Learner of features, also in `classifier`
+def new_classifier(self: TwoStageLearner) -> StageLearner:  # of features, also in `classifier`
     "Compute features with the encoder as it is now, and start a new head on them"
     return self._learner_of(head_for_loss(self.classifier_loss, self.width, len(self.classes)))
 
@@ -916,9 +921,9 @@ def _stage_2_schedule(self: TwoStageLearner, epochs, lr, **others):
 @patch
 def fit_classifier(
     self: TwoStageLearner,
-    epochs=None,  # number of passes over the stored features, >= 1; None: 10, or a computed head
-    lr=None,  # highest learning rate of the cycle, > 0; None: 1e-2, or a computed head
-    keep=None,  # folder, as for `fit_contrastive`; a computed head is not saved in it
+    epochs: int | None = None,  # passes over stored features, >= 1; None: 10, or a computed head
+    lr: float | slice | list | None = None,  # highest rate > 0; None: 1e-2, or a computed head
+    keep: str | Path | None = None,  # folder, as for `fit_contrastive`; not for a computed head
     resume=False,  # as for `fit_contrastive`
     **kwargs,  # further arguments of fit_one_cycle, such as cbs, for a trained head
 ):
@@ -971,15 +976,18 @@ def _check_solvable(self: TwoStageLearner):
 def fit(
     self: TwoStageLearner,
     contrastive_epochs=10,  # number of epochs of stage 1
-    classifier_epochs=None,  # number of epochs of stage 2, as for `fit_classifier`
-    keep=None,  # folder in which every epoch is saved for resuming; None: nothing is saved
+    classifier_epochs: int | None = None,  # number of epochs of stage 2, as for `fit_classifier`
+    keep: str | Path | None = None,  # folder that saves each epoch for resuming; None: nothing
     *,
-    contrastive_lr=None,  # highest learning rate of stage 1, as for `fit_contrastive`
-    classifier_lr=None,  # highest learning rate of stage 2, as for `fit_classifier`
-    cbs=None,  # further callbacks of stage 1
+    contrastive_lr: float | slice | list | None = None,  # of stage 1, as for `fit_contrastive`
+    classifier_lr: float | slice | list | None = None,  # of stage 2, as for `fit_classifier`
+    cbs: Callback | list | None = None,  # further callbacks of stage 1
     resume=False,  # as for `fit_contrastive`
 ):
-    "Train stage 1, then make the head. Raises ValueError as `fit_classifier` does, before stage 1."
+    """Train stage 1, then make the head.
+
+    Raises ValueError as `fit_contrastive` and `fit_classifier` do, the latter before stage 1, and
+    OSError for a folder that cannot be used."""
     self._stage_2_schedule(classifier_epochs, classifier_lr)
     self._check_solvable()
     self.fit_contrastive(contrastive_epochs, contrastive_lr, keep, resume, cbs=cbs)
@@ -1017,8 +1025,10 @@ def _valid_logits(self: TwoStageLearner):
 def probabilities(
     self: EncoderLearner,
     split="valid",  # "train", "valid" or "test", or a fastai DataLoader of images
-):  # probabilities (n, classes) and labels (n,), on the CPU; labels None if there are none
-    "Compute calibrated class probabilities of a split"
+) -> tuple:  # probabilities (n, classes) and labels (n,) or None, on the CPU
+    """Compute calibrated class probabilities of a split.
+
+    Raises ValueError for an unknown split, and RuntimeError without a trained head."""
     model = self._model()
     x, y = self.features(split)
     logits = model.head.eval().to(x.device)(x).cpu()
@@ -1055,8 +1065,11 @@ def _model(self: EncoderLearner):
 def evaluate(
     self: EncoderLearner,
     split="valid",  # "train", "valid" or "test", or a fastai DataLoader of labelled images
-):  # dict of metric name to float
-    "Compute weighted and unweighted accuracy, recalls, ROC AUC and more on a split"
+) -> dict:  # metric name to float
+    """Compute weighted and unweighted accuracy, recalls, ROC AUC and more on a split.
+
+    Raises ValueError for an unknown split and for a loader without labels, and RuntimeError without
+    a trained head."""
     p, y = self.probabilities(split)
     if y is None:
         raise ValueError(
@@ -1068,11 +1081,12 @@ def evaluate(
 @patch
 def predict(
     self: EncoderLearner,
-    images,  # uint8 (n, channels, height, width), or float normalised like the training images
-):  # list of n class names, and calibrated probabilities (n, classes)
+    images: torch.Tensor,  # uint8 (n, channels, height, width), or float normalised as in training
+) -> tuple:  # list of n class names, and calibrated probabilities (n, classes)
     """Predict new images, as `TrainedModel.predict` does.
 
-    Raises RuntimeError without a trained head."""
+    Raises RuntimeError without a trained head, and TypeError or ValueError for unsuitable
+    images."""
     return self._model().predict(images)
 
 # %% ../../nbs/api/train/two_stage.ipynb #6a9a3059
@@ -1080,7 +1094,7 @@ def predict(
 def trained_model(
     self: EncoderLearner,
     gallery=False,  # True: with names and features of the training images
-) -> TrainedModel:
+) -> TrainedModel:  # copy on the CPU, in evaluation mode
     "Copy the trained model, for use without the learner. Raises RuntimeError without a head."
     model = self._model()
     if self._loaded is not None:
@@ -1149,13 +1163,14 @@ def _check_images(self: EncoderLearner, model):
 @patch
 def save(
     self: EncoderLearner,
-    path,  # file that ends in .safetensors; an older one is replaced
+    path: str | Path,  # file that ends in .safetensors; an older one is replaced
     gallery=False,  # True: with names and features of the training images
     test=False,  # True: with the metrics of the test images in the model card
 ):
     """Save the model in one file for `load`, `load_model` and `asymcl-predict`.
 
-    Raises RuntimeError without a trained head."""
+    Raises RuntimeError without a trained head, ValueError for a path that does not end in
+    .safetensors, and OSError if the file cannot be written."""
     model = replace(self.trained_model(gallery), projection_head=self._projection_head)
     if test:
         metrics = held_out_metrics(*self.probabilities("test"), self.classes)
@@ -1166,7 +1181,7 @@ def save(
 @patch
 def load(
     self: EncoderLearner,
-    path,  # file that `save` has written
+    path: str | Path,  # file that `save` has written
 ):
     """Load encoder and heads from a file.
 
@@ -1209,9 +1224,9 @@ def _check_fits(self: EncoderLearner, model):
 @patch
 def export_onnx(
     self: EncoderLearner,
-    path,  # path of the file, usually .onnx
+    path: str | Path,  # path of the file, usually .onnx
 ):
     """Write the model for ONNX runtimes, as `TrainedModel.export_onnx` does.
 
-    Raises RuntimeError without a trained head."""
+    Raises RuntimeError without a trained head, and without onnx and onnxscript."""
     self.trained_model().export_onnx(path)

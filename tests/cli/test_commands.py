@@ -310,3 +310,21 @@ def test_predict_answers_a_signal_with_a_line_and_keeps_its_rows(model_folder, n
     done = len(list(csv.DictReader(part.open())))
     assert 0 < done < 20_000 and not (model_folder / rows).exists()
     assert (model_folder / f"{name}.npy.part").stat().st_size >= 128 + done * 256 * 4
+
+
+def test_a_comparison_stopped_while_it_audits_labels_keeps_its_results(tmp_path, monkeypatch):
+    from asymcl.cli.compare import compare_command
+    from asymcl.compare import label_audit
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(label_audit, "write_audit", stopped)
+    monkeypatch.chdir(tmp_path)
+    heads = ["--classifier-loss", "cross_entropy"]
+    with pytest.raises(SystemExit):
+        compare_command([*QUICK, *heads, "--seeds", "1", "--methods", "CL,ACL", "--name", "one"])
+    folder = tmp_path / "runs" / "one"
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [row["method"] for row in rows] == ["CL"]
+    assert (folder / "report.html").exists() and (folder / "comparison.json").exists()
