@@ -60,7 +60,7 @@ def _score_arrays(scores, positive):
 def rank_for_recall(
     n: int,  # number of images of the class
     recall: float,  # required recall, in (0, 1)
-    confidence=0.95,  # required probability of that recall, in (0, 1); None: on average
+    confidence: float | None = 0.95,  # probability of that recall, in (0, 1); None: on average
 ) -> int:  # rank in 0..n; 0: n images are too few
     "Find the largest k such that the k-th lowest of n scores is a threshold with this recall."
     if confidence is None:
@@ -70,7 +70,7 @@ def rank_for_recall(
 
 def images_for_recall(
     recall: float,  # required recall, in (0, 1)
-    confidence=0.95,  # required probability of that recall, in (0, 1); None: on average
+    confidence: float | None = 0.95,  # probability of that recall, in (0, 1); None: on average
 ) -> int:  # number of images of the class
     """Compute the number of images of a class that a threshold with that recall needs.
 
@@ -102,7 +102,7 @@ def threshold_for_recall(
     scores: np.ndarray,  # (m,) probabilities of the class
     positive: np.ndarray,  # (m,) bool, True for images of the class
     recall: float,  # required recall, in (0, 1)
-    confidence=0.95,  # required probability of that recall, in (0, 1); None: on average
+    confidence: float | None = 0.95,  # probability of that recall, in (0, 1); None: on average
 ) -> float:  # threshold, reduced by 0.01% for rounding
     """Find the highest threshold t such that `scores >= t` has the recall on new images.
 
@@ -158,7 +158,7 @@ def threshold_for_precision(
     scores: np.ndarray,  # (m,) probabilities of the class
     positive: np.ndarray,  # (m,) bool, True for images of the class
     precision: float,  # required precision, in (0, 1)
-    confidence=0.95,  # probability of that precision, in (0, 1); None: on these images only
+    confidence: float | None = 0.95,  # probability of it, in (0, 1); None: on these images only
     prevalence: float | None = None,  # share of the class in use, in (0, 1); None: of these images
 ) -> float:  # lowest probability of the class
     """Find the lowest threshold t such that `scores >= t` has the precision.
@@ -358,7 +358,9 @@ def expected_cost(
     cost_ratio: float,  # cost of a missed image of the class divided by that of a false alarm, > 0
     prevalence: float,  # share of the class in use, in (0, 1)
 ) -> float | np.ndarray:  # cost per image, in false alarms
-    "Compute the expected cost per image. Raises ArgumentError for values out of range."
+    """Compute the expected cost per image.
+
+    Raises ArgumentError for a cost ratio or prevalence out of range."""
     check_positive("cost_ratio", cost_ratio)
     _check_share("prevalence", prevalence)
     return prevalence * cost_ratio * (1 - recall) + (1 - prevalence) * false_alarms
@@ -389,7 +391,7 @@ def net_benefit(
     threshold: float,  # threshold probability of the user, in (0, 1)
     prevalence: float,  # share of the class in use, in (0, 1)
 ) -> float | np.ndarray:  # hits per image less weighted false alarms per image
-    "Compute the net benefit. Raises ArgumentError for values out of range."
+    "Compute the net benefit. Raises ArgumentError for a threshold or prevalence out of range."
     _check_share("threshold", threshold)
     _check_share("prevalence", prevalence)
     return prevalence * recall - (1 - prevalence) * false_alarms * threshold / (1 - threshold)

@@ -407,8 +407,9 @@ def asymmetric_focal_contrastive_loss(
 ) -> torch.Tensor:  # scalar, or (n,) / (n, views) with reduction="none"; float32 or float64
     """Compute the AFCL of Vito & Stefanus (2022), with CL, FCL and ACL as special cases.
 
-    Views of one image are positives of each other; an empty sum is zero. Without a `rare` class and
-    eta, labels are not needed. With `reference_only`, `pair_mask` is (n, r). Raises TypeError or
+    Views of one image are positives of each other; an empty sum is zero. Labels or a
+    `pair_mask` are needed, except with `rare=()` and `eta` and `supervised_share` zero. With
+    `reference_only`, `pair_mask` is (n, r). Raises TypeError or
     ValueError for a bad argument."""
     terms = dict(gamma=gamma, eta=eta, averaging=averaging)
     check_settings(**terms, temperature=temperature, normalize=normalize)
@@ -572,7 +573,7 @@ class AsymmetricFocalContrastiveLoss(LossWithSettings):
         *,
         gamma=2.0,  # focusing exponent >= 0
         eta=10.0,  # weight >= 0 of the negatives' term
-        temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
+        temperature: float | nn.Parameter = 0.07,  # number > 0, or a parameter, which is learnt
         averaging="pairs",  # "pairs" or "batch"
         normalize=True,  # scale embeddings to length one first
         reduction="mean",  # "mean", "sum", "none" or "mean_positive"
@@ -622,7 +623,7 @@ class SupConLoss(AsymmetricFocalContrastiveLoss):
     def __init__(
         self,
         *,
-        temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
+        temperature: float | nn.Parameter = 0.07,  # number > 0, or a parameter, which is learnt
         **settings,  # averaging, normalize, reduction, check_values, backend
     ):
         super().__init__(temperature=temperature, **(self._fixed | settings))
@@ -679,12 +680,12 @@ class SupMinLoss(AsymmetricFocalContrastiveLoss):
 
     def __init__(
         self,
-        rare=1,  # class or classes whose images are positives of each other
+        rare: int | tuple = 1,  # class or classes whose images are positives of each other
         *,
         supervised_share=0.0,  # share in [0, 1] of the other images, drawn anew, that count as rare
         gamma=0.0,  # focusing exponent >= 0
         eta=0.0,  # weight >= 0 of the negatives' term
-        temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
+        temperature: float | nn.Parameter = 0.07,  # number > 0, or a parameter, which is learnt
         **settings,  # averaging, normalize, reduction, check_values, backend
     ):
         super().__init__(gamma=gamma, eta=eta, temperature=temperature, **settings)
@@ -703,7 +704,7 @@ class NTXentLoss(SupMinLoss):
     def __init__(
         self,
         *,
-        temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
+        temperature: float | nn.Parameter = 0.07,  # number > 0, or a parameter, which is learnt
         **settings,  # averaging, normalize, reduction, check_values, backend
     ):
         super().__init__(temperature=temperature, **(self._fixed | settings))
@@ -764,7 +765,8 @@ class SupPrototypeLoss(SupMinLoss):
 
     Embeddings are (n, views, d) with two views or more, and labels integers (n,). Raises TypeError
     or ValueError for a setting out of its range, fewer than two prototypes, another width than that
-    of the embeddings, and a label without a prototype."""
+    of the embeddings, and a label without a prototype, and ValueError for another value of gamma,
+    rare, supervised_share or averaging than its fixed one."""
 
     _fixed = dict(gamma=0.0, rare=(), supervised_share=0.0, averaging="pairs")
 
@@ -774,7 +776,7 @@ class SupPrototypeLoss(SupMinLoss):
         *,
         margin=1.0,  # number >= 0: an anchor nearer to its own prototype by more is not pulled
         eta=0.0,  # weight >= 0 of the negatives' term
-        temperature=0.07,  # number > 0, or an nn.Parameter with one value, which is learnt
+        temperature: float | nn.Parameter = 0.07,  # number > 0, or a parameter, which is learnt
         **settings,  # normalize, reduction, check_values, backend
     ):
         super().__init__(eta=eta, temperature=temperature, **(self._fixed | settings))

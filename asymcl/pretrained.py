@@ -82,7 +82,7 @@ def _channels_of(encoder):
 
 
 def _plain_stats(about, channels):
-    "Facts with mean and std of the pixels as lists; raise ArgumentError unless they fit the channels"
+    "Facts with pixel mean and std as lists; raise ArgumentError unless they fit the channels"
     if not {"mean", "std"} <= about.keys():
         return about
     stats = about["mean"], about["std"]
@@ -438,7 +438,7 @@ def _model(timm, name, channels, weights, image_size):
 def timm_encoder(
     name: str,  # name of a timm model, with or without the tag of its weights: "convnext_tiny"
     channels=3,  # number of channels of the images: 1 (grey) or 3 (colour)
-    weights="pretrained",  # "pretrained": published weights; path of a file; None: random weights
+    weights: str | Path | None = "pretrained",  # published weights; a file; None: random weights
     image_size: int | None = None,  # side of the images in pixels, >= 1; None: the model's own
 ) -> nn.Module:  # images (n, channels, image_size, image_size) to features (n, width)
     """Make an encoder of a timm model without its classifier.

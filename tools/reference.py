@@ -44,7 +44,7 @@ def type_text(annotation):
     "An annotation as a reader writes it"
     if annotation in (inspect.Parameter.empty, type(None)):
         return ""
-    if inspect.isfunction(annotation) or getattr(annotation, "__name__", "") == "function":
+    if annotation is callable or getattr(annotation, "__name__", "") in ("function", "Callable"):
         return "callable"
     name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     name = re.sub(
@@ -58,6 +58,8 @@ def default_text(default):
     "A default as it is written in code"
     if is_dataclass(default):
         return f"{type(default).__name__}()"
+    if repr(default) == "<factory>":  # of a dataclass; the package has dicts only
+        return "{}"
     if isinstance(default, float):
         default = float(f"{default:.4g}")
     text = getattr(default, "__name__", None) or repr(default)
@@ -89,8 +91,9 @@ def meanings(thing):
         if not owner.__module__.startswith("asymcl"):
             text = f"as in `{owner.__module__.partition('.')[0]}`'s `{owner.__name__}`"
             return dict.fromkeys(inspect.signature(owner).parameters, text)
-    code = getattr(thing.__init__ if inspect.isclass(thing) else thing, "__code__", None)
-    starred = re.findall(r"\*(\w+),\s*# (.+)", inspect.getsource(code)) if code else []
+    function = thing.__init__ if inspect.isclass(thing) else thing
+    is_python = hasattr(function, "__code__")
+    starred = re.findall(r"\*(\w+),\s*# (.+)", inspect.getsource(function)) if is_python else []
     return docments(thing) | dict(starred)  # docments has no comments on * and **
 
 
@@ -105,9 +108,15 @@ def shown_parameters(thing):
 
 def parameters(thing):
     "Documented parameters of a callable: list of (name, as written, type, default, meaning)"
+    from asymcl.core.settings import (
+        CHOICES,
+        DataSettings,
+    )  # of this checkout, as tools/docs.py sets
+
     rows = []
     found = docments(thing.func if isinstance(thing, partial) else thing, full=True)
     comments = meanings(thing)
+    choices = CHOICES if is_dataclass(thing) and issubclass(thing, DataSettings) else {}
     for parameter in shown_parameters(thing):
         name = parameter.name
         facts = found.get(name) or {}
@@ -118,6 +127,8 @@ def parameters(thing):
         given = parameter.default is not parameter.empty
         default = default_text(parameter.default) if given else ""
         meaning = " ".join((comments.get(name) or "").split())
+        if name in choices:
+            meaning += f"; one of {', '.join(map(str, choices[name]))}"
         rows.append((name, stars, type_text(annotation), default, meaning))
     return rows
 
@@ -179,7 +190,7 @@ def description(thing):
     text = inspect.getdoc(thing) or ""
     raised = " ".join(re.findall(r"\bRaises\b.*?\.(?=\s|$)", text, re.DOTALL))
     text = re.sub(r"\s*\bRaises\b.*?\.(?=\s|$)", "", text, flags=re.DOTALL).strip()
-    if text and text[-1] not in ".:)|`":
+    if text and text[-1] not in ".:|":
         text += "."
     return text, re.sub(r"\bRaises\s+", "", " ".join(raised.split()))
 
@@ -191,7 +202,8 @@ def methods(cls):
         event,
     )  # here, since nbdev forks before torch is needed
 
-    hooks = set(dir(Callback)) | set(vars(event))  # methods that fastai calls
+    is_callback = issubclass(cls, Callback)
+    hooks = set(dir(Callback)) | set(vars(event)) if is_callback else set()  # called by fastai
     found = {}
     for base in reversed(cls.__mro__):
         if not base.__module__.startswith("asymcl"):
@@ -313,7 +325,10 @@ def find_derivations(pages, index):
             thing = find(import_path(page), name)
             href = is_documented(thing) and address(thing, index)
             if href and name.rpartition(".")[2] == thing.__name__:
-                found[href.lower()] = f"{page.removesuffix('.ipynb')}.html#{name.lower()}"
+                place = f"{page.removesuffix('.ipynb')}.html#{name.lower()}"
+                found[href.lower()] = place
+                for method in methods(thing) if inspect.isclass(thing) else ():
+                    found[f"{href}.{method}".lower()] = f"{place}.{method.lower()}"
     return found
 
 

@@ -10,7 +10,7 @@ __all__ = ['check_settings', 'used_value', 'label', 'data_loader', 'Comparison',
 # %% ../../nbs/api/compare/experiment.ipynb #d3b5500e
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -403,7 +403,7 @@ def run_jobs(
     self: Comparison,
     # called with method, seed, epoch (from 1) and validation score after each epoch of stage 1
     on_epoch: Callable | None = None,
-):  # iterator of Run, seed by seed
+) -> Iterator[Run]:  # seed by seed; nothing runs until it is iterated
     "Run all jobs; yield each run as soon as it is done."
     if self.folder is not None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -425,11 +425,13 @@ def compare(
     settings: Settings,  # data, methods, seeds and training
     # called with method, seed, epoch (from 1) and validation score after each epoch of stage 1
     on_epoch: Callable | None = None,
-    grid: dict | None = None,  # settings with several values each, of VARIED
+    # values of eta, gamma, temperature, averaging, sampler_alpha, proportions, encoder, weights,
+    # optimizer or lr: name -> tuple of values
+    grid: dict | None = None,
     folder: str | Path | None = None,  # folder of the records, created if needed; None: no records
     load: Callable | None = None,  # function of `data_loader`, to share data between comparisons
     mistakes=False,  # True: keep a picture of the mistakes of the first seed, without a grid
-):  # iterator of Run, seed by seed
+) -> Iterator[Run]:  # seed by seed; nothing runs until it is iterated
     """Run every method, combination and seed; yield each run as soon as it is done.
 
     Raises ArgumentError, before any training, for settings that cannot work, and ValueError for

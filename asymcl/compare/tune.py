@@ -10,6 +10,7 @@ __all__ = ['SPACE', 'Suggestion', 'suggest', 'tried', 'search', 'chosen', 'plot_
 # %% ../../nbs/api/compare/tune.ipynb #09da526b
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 # %% ../../nbs/api/compare/tune.ipynb #62f44fe2
 from .experiment import check_settings, compare, data_loader
 from .data import data_settings
-from .records import plain_json
+from .records import Run, plain_json
 from ..core.checks import ArgumentError, check_same, whole_numbers
 from ..core.files import write_atomic
 from ..core.settings import CHOICES, LOSS_FIELDS, resolved, stage_1_rate, weights_digest
@@ -261,8 +262,8 @@ def confirm(
     folder: str | Path,  # folder of the records
     searched=(),  # seeds of the search
     on_epoch=None,  # function as for `compare`
-):  # iterator of Run
-    """Run every method with its chosen settings on new seeds.
+) -> Iterator[Run]:  # nothing runs until it is iterated
+    """Yield the runs of every method with its chosen settings on new seeds, as they are done.
 
     Warns if the seeds of the search may have seen test images of the new ones. Raises ArgumentError
     for seeds of the search, and for settings that cannot work."""

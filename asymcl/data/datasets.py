@@ -669,10 +669,12 @@ def imbalanced(
 
 # %% ../../nbs/api/data/datasets.ipynb #cfadd4e4
 def fashion_mnist(
-    classes=("T-shirt/top", "Shirt"),  # names or numbers 0..9 of two or more classes, or "all"
+    # names or numbers 0..9 of two or more classes, or "all"
+    classes: tuple | str = ("T-shirt/top", "Shirt"),
     # (classes,) shares of the training set > 0; None: long_tail_ratio or all images
-    proportions=(0.9, 0.1),
-    source="sample",  # "sample", "download", or a folder with the four IDX files, gzipped or not
+    proportions: tuple | None = (0.9, 0.1),
+    # "sample", "download", or a folder with the four IDX files, gzipped or not
+    source: str | Path = "sample",
     *,
     long_tail_ratio: float | None = None,  # >= 1; first to last class of an exponential long tail
     valid_per_class: int | None = None,  # images of each; None: a third of the rarest, <= 1000

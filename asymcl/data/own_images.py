@@ -424,7 +424,7 @@ def from_dataframe(
     path_column="path",  # column of paths, relative to `root`
     label_column="label",  # column of labels: names or whole numbers
     *,
-    root=".",  # folder that contains all files
+    root: str | Path = ".",  # folder that contains all files
     group_column: str | None = None,  # column of patients, lesions, ...; each is in one split
     subgroup_column: str | None = None,  # column of sites, devices, ...; empty is "unknown"
     split_column: str | None = None,  # column of train, valid, test; missing: drawn from train

@@ -275,7 +275,7 @@ def threshold(
     self: TrainedModel,
     name: str,  # name of the class
     recall: float | None = None,  # required recall, in (0, 1)
-    confidence=0.95,  # probability of the recall or precision, in (0, 1); None: on average
+    confidence: float | None = 0.95,  # probability of that, in (0, 1); None: on average
     precision: float | None = None,  # required precision, in (0, 1)
     cost_ratio: float | None = None,  # cost of a missed image divided by that of a false alarm, > 0
 ) -> Threshold:  # threshold, with its recall and false-alarm rate on the validation images
@@ -728,7 +728,9 @@ def export_onnx(
     self: TrainedModel,
     path: str | Path,  # path of the file, usually .onnx
 ):
-    "Write an ONNX file for images of the model's size. Raises RuntimeError without onnx."
+    """Write an ONNX file for images of the model's size.
+
+    Raises RuntimeError without onnx and onnxscript."""
     try:
         import onnx, onnxscript  # noqa: E401, F401
     except ImportError as error:

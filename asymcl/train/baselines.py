@@ -245,7 +245,7 @@ class KCL(SupConLoss):
 
     Labels are integers (n,). Positives are drawn from the batch by PyTorch's generator. The loss of
     an anchor without positives is zero. For one device. Raises ValueError for a k that is not a
-    whole number >= 0, and for settings of CL out of range."""
+    whole number >= 0, and TypeError or ValueError for settings of CL out of range."""
 
     def __init__(
         self,
@@ -335,15 +335,15 @@ class BCL(LossWithSettings):
     """`balanced_contrastive_loss` with prototypes as parameters, which a `StageLearner` trains.
 
     Zhu et al. (2022) take the prototypes from the weights of a classifier branch, which is left out
-    here. For one device. Raises ValueError for classes < 1, and for a temperature or reduction out
-    of range."""
+    here. For one device. Raises ValueError for classes < 1, and TypeError or ValueError for a
+    temperature or reduction out of range."""
 
     def __init__(
         self,
         classes: int,  # number of classes, >= 1
         *,
         size=128,  # dimensions of the embedding
-        temperature=0.1,  # number > 0, or an nn.Parameter with one value, which is learnt
+        temperature: float | nn.Parameter = 0.1,  # number > 0, or a parameter, which is learnt
         reduction="mean",  # "mean", "sum", "none" or "mean_positive"
     ):
         super().__init__()

@@ -103,8 +103,8 @@ def _check_weights(weights):
 class ClassifierBCL(LossWithSettings):
     """L_BCL of Zhu et al. (2022), with centres from the weights of a classifier.
 
-    For `JointLearner`, on one device. Raises ValueError for a temperature or reduction out of
-    range."""
+    For `JointLearner`, on one device. Raises TypeError or ValueError for a temperature or
+    reduction out of range."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class JointLearner(EncoderLearner):
         opt_func=fused_adam,  # fastai optimiser
         splitter=encoder_and_head,  # function: model to lists of parameters
         precision="fp32",  # "fp32", "bf16" or "fp16"
-        guards=True,  # True: callbacks of `asymcl.train.guards`; False: none; or a list of them
+        guards: bool | list = True,  # True: callbacks of `asymcl.train.guards`; or a list
         cbs: Callback | list | None = None,  # further callbacks
     ):
         super().__init__(dls, encoder, loss, classifier_loss, make_views, False, opt_func, guards)

@@ -675,14 +675,14 @@ class TwoStageLearner(EncoderLearner):
         encoder: nn.Module,  # images (n, channels, height, width) to features (n, width)
         loss: callable,  # contrastive loss of unit embeddings (n, views, size) and labels (n,)
         *,
-        classifier_loss="logistic",  # name in `asymcl.train.heads` or `.baselines`, or a loss
+        classifier_loss="logistic",  # name of a head or loss, as in `--classifier-loss`, or a loss
         make_views=random_views,  # augmentation of stage 1
         repeat_labels=False,  # True: the loss gets embeddings (n * views, size) and their labels
         embedding_size=128,  # number of dimensions of the projection
         opt_func=fused_adam,  # fastai optimiser of both stages
         splitter=encoder_and_head,  # function: model to lists of parameters, for stage 1
         precision="fp32",  # "fp32", "bf16" or "fp16", for stage 1
-        guards=True,  # True: callbacks of `asymcl.train.guards`; False: none; or a list of them
+        guards: bool | list = True,  # True: callbacks of `asymcl.train.guards`; or a list
         cbs: Callback | list | None = None,  # further callbacks of stage 1
     ):
         super().__init__(
@@ -781,7 +781,7 @@ def _train(
 @patch
 def features(
     self: EncoderLearner,
-    split="train",  # "train", "valid" or "test", or a fastai DataLoader of images
+    split: str | DataLoader = "train",  # "train", "valid" or "test", or a loader of images
 ) -> tuple:  # features (n, width) and labels (n,) or None, on the encoder's device
     """Compute the features of all images of a split, in order and without augmentation.
 
@@ -1024,7 +1024,7 @@ def _valid_logits(self: TwoStageLearner):
 @torch.no_grad()
 def probabilities(
     self: EncoderLearner,
-    split="valid",  # "train", "valid" or "test", or a fastai DataLoader of images
+    split: str | DataLoader = "valid",  # "train", "valid" or "test", or a loader of images
 ) -> tuple:  # probabilities (n, classes) and labels (n,) or None, on the CPU
     """Compute calibrated class probabilities of a split.
 
@@ -1064,7 +1064,7 @@ def _model(self: EncoderLearner):
 @patch
 def evaluate(
     self: EncoderLearner,
-    split="valid",  # "train", "valid" or "test", or a fastai DataLoader of labelled images
+    split: str | DataLoader = "valid",  # "train", "valid" or "test", or a loader with labels
 ) -> dict:  # metric name to float
     """Compute weighted and unweighted accuracy, recalls, ROC AUC and more on a split.
 
