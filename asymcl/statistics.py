@@ -7,7 +7,7 @@ Docs: https://asymcl.github.io/asymcl/api/statistics.html.md"""
 # %% auto #0
 __all__ = ['INTERVAL_SEEDS', 'RESAMPLED', 'mean_interval', 'paired_differences', 'permutation_test', 'smallest_p', 'seeds_needed',
            'holm', 'corrected_t_test', 'compare_methods', 'excludes_zero', 'summary_cell', 'sentence', 'sentences',
-           'Predictions', 'mean_over_runs', 'resampled_scores', 'image_intervals', 'weighted_scores']
+           'Predictions', 'bootstrap_units', 'mean_over_runs', 'resampled_scores', 'image_intervals', 'weighted_scores']
 
 # %% ../nbs/api/statistics.ipynb #67f781a7
 from itertools import count
@@ -399,9 +399,31 @@ class Predictions(NamedTuple):
     images: np.ndarray  # names or numbers of the images, (n,)
     labels: np.ndarray  # true class indices, (n,)
     probabilities: np.ndarray  # (n, classes)
+    groups: np.ndarray | None = None  # patients or the like, (n,); None: not known
 
 
 RESAMPLED = dict(roc_auc=_weighted_roc_auc, unweighted_accuracy=_weighted_balanced_accuracy)
+
+# %% ../nbs/api/statistics.ipynb #91c0aa02
+def bootstrap_units(
+    groups: np.ndarray,  # group of each image, (n,)
+    labels: np.ndarray,  # class index of each image, (n,)
+) -> tuple:  # unit of each image, (n,), and stratum of each unit, (units,)
+    "Make a unit of each group, and a stratum of the groups with the same classes."
+    unit_of = np.unique(groups, return_inverse=True)[1]
+    classes = pd.Series(labels).groupby(unit_of).agg(lambda found: str(sorted(set(found))))
+    return unit_of, pd.factorize(classes)[0]
+
+
+def _units(runs, first):
+    "Units and strata of the images of all runs; `first` is where each image occurs first"
+    labels = np.concatenate([run.labels for run in runs])[first]
+    if any(run.groups is None for run in runs):
+        return np.arange(len(labels)), labels
+    groups = np.concatenate([run.groups for run in runs])[first]
+    if len(np.unique(groups)) == len(groups):
+        return np.arange(len(labels)), labels
+    return bootstrap_units(groups, labels)
 
 # %% ../nbs/api/statistics.ipynb #d57fb982
 def mean_over_runs(
@@ -420,18 +442,19 @@ def resampled_scores(
     resamples=2000,  # number of resamples
     seed=0,  # seed of the resamples, which are the same for the same images
 ) -> np.ndarray:  # mean over the runs, for each resample of the test images, (resamples,)
-    """Compute a metric on resampled test images.
+    """Compute a metric on resampled test images; those of a group stay together.
 
     Raises ValueError for an unknown metric."""
     if metric not in RESAMPLED:
         raise ValueError(f"metric must be one of {', '.join(RESAMPLED)}, got {metric!r}")
     images, first = np.unique(np.concatenate([run.images for run in runs]), return_index=True)
-    labels = np.concatenate([run.labels for run in runs])[first]
+    unit_of, strata = _units(runs, first)
     places = [np.searchsorted(images, run.images) for run in runs]
     rng = np.random.default_rng(seed)
     parts = []
     for part in np.array_split(np.arange(resamples), -(-resamples * len(images) // 2**22)):
-        weights = _draw_weights(labels, len(part), rng)  # some at a time, to bound the memory
+        weights = _draw_weights(strata, len(part), rng)  # some at a time, to bound the memory
+        weights = weights[:, unit_of]
         with np.errstate(invalid="ignore"):  # a small fold may get no image of a class
             scores = [
                 RESAMPLED[metric](run.probabilities, run.labels, weights[:, place])
@@ -461,6 +484,8 @@ def image_intervals(
     contrasts=(),  # pairs (method, baseline)
 ) -> pd.DataFrame:  # method, baseline ("" for a method alone), metric, image_low, image_high
     """Compute 95% bootstrap intervals over test images of the means over seeds, in per cent.
+
+    Images of a group are drawn together.
 
     Raises ValueError for methods of a contrast with different images, and unknown metrics."""
     _check_same_images(predictions, contrasts)

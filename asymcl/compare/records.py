@@ -231,6 +231,16 @@ def predictions_path(
     return Path(folder) / f"{run.key}.predictions.csv"
 
 
+def _read_groups(folder, run):
+    "Read the group of each image from the splits of a seed, by name; None without the file"
+    path = Path(folder) / splits_name(run.seed, run.data["fingerprint"])
+    if not path.is_file():
+        return None
+    columns = ["image", "group"]
+    table = pd.read_csv(path, usecols=columns, dtype=dict(image=str), na_filter=False)
+    return table.drop_duplicates("image").set_index("image")["group"]
+
+
 def read_predictions(
     folder,  # folder of the records
     run,  # Run with a key
@@ -249,10 +259,12 @@ def read_predictions(
         )
     table = table[(table["head"] == run.varied.get("head", "")) & (table["split"] == split)]
     classes = run.data["classes"]
+    groups = _read_groups(folder, run)
     return Predictions(
         images=table["image"].to_numpy(),
         labels=table["class"].map(classes.index).to_numpy(),
         probabilities=table[[f"probability of {c}" for c in classes]].to_numpy(float),
+        groups=None if groups is None else groups.loc[table["image"]].to_numpy(),
     )
 
 # %% ../../nbs/api/compare/records.ipynb #418a70b5

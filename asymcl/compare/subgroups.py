@@ -23,7 +23,7 @@ from .records import has_predictions, predictions_by_method, rare_class, splits_
 from ..core.files import write_atomic
 from ..metrics import METRIC_NAMES
 from ..plots import PALETTE, make_panels, png_address, png_bytes
-from ..statistics import holm, mean_over_runs, weighted_scores
+from ..statistics import bootstrap_units, holm, mean_over_runs, weighted_scores
 
 # %% ../../nbs/api/compare/subgroups.ipynb #f7324e49
 class _Images(NamedTuple):
@@ -41,10 +41,10 @@ def _gather(runs, facts):
     names, first = np.unique(np.concatenate([run.images for run in runs]), return_index=True)
     labels = np.concatenate([run.labels for run in runs])[first]
     units = facts.loc[names, ["group", "subgroup"]].reset_index(drop=True)
-    unit_of = units.groupby(["group", "subgroup"]).ngroup().to_numpy()
+    pairs = units.groupby(["group", "subgroup"]).ngroup().to_numpy()
+    unit_of, strata = bootstrap_units(pairs, labels)
     subgroups = units["subgroup"].groupby(unit_of).first().to_numpy()
-    classes = pd.Series(labels).groupby(unit_of).agg(lambda found: str(sorted(set(found))))
-    return _Images(names, labels, unit_of, subgroups, pd.factorize(classes)[0])
+    return _Images(names, labels, unit_of, subgroups, strata)
 
 # %% ../../nbs/api/compare/subgroups.ipynb #57487ed0
 def _bootstrap(images, inside, resamples, rng):
