@@ -535,7 +535,11 @@ def test_menus_open_on_a_phone(visit, view):
     playwright.expect(page.get_by_role("searchbox")).to_be_in_viewport()
     page.get_by_label("Toggle sidebar navigation").click()
     sidebar = page.locator("#quarto-sidebar")
-    sidebar.get_by_text("Losses, models, metrics").click()  # opens the group
+    playwright.expect(sidebar.get_by_text("A drop-in loss")).to_be_in_viewport()
+    assert not axe_problems(page)
+    sidebar.get_by_text("Losses, models, metrics").click()  # leads to the first page of the group
+    page.wait_for_url("**/api/losses.html")
+    page.get_by_label("Toggle sidebar navigation").click()
     item = sidebar.get_by_text("Fused losses")
     playwright.expect(item).to_be_in_viewport()
     assert not axe_problems(page)
