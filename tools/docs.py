@@ -97,14 +97,19 @@ def smaller(png):
     return min(out.getvalue(), png, key=len)
 
 
+def saved_data(notebook):
+    "What the saved outputs of a notebook show: a dict by MIME type for each"
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", []))
+    return [output["data"] for output in outputs if "data" in output]
+
+
 def make_pictures_smaller(notebook):
     "Replace the saved pictures of a notebook as `smaller` does"
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            picture = output.get("data", {}).get("image/png")
-            if picture:
-                png = smaller(base64.b64decode("".join(picture)))
-                output["data"]["image/png"] = base64.b64encode(png).decode()
+    for data in saved_data(notebook):
+        picture = data.get("image/png")
+        if picture:
+            png = smaller(base64.b64decode("".join(picture)))
+            data["image/png"] = base64.b64encode(png).decode()
 
 
 def without_outputs(notebook):
@@ -122,22 +127,19 @@ def link_outputs(notebook, page, base):
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page), link[1]))
         return f"]({base}{target}.html"
 
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            text = "".join(output.get("data", {}).get("text/markdown", ""))
-            if text:
-                text = re.sub(r"\]\((?!https?:)([^)\s#]+)\.ipynb", address, text)
-                output["data"]["text/markdown"] = text
+    for data in saved_data(notebook):
+        text = "".join(data.get("text/markdown", ""))
+        if text:
+            data["text/markdown"] = re.sub(r"\]\((?!https?:)([^)\s#]+)\.ipynb", address, text)
 
 
 def drop_styles(notebook):
     "Drop the style sheets that pandas and fastprogress put into every saved output: the site has its own"
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            text = "".join(output.get("data", {}).get("text/html", ""))
-            if 'class="dataframe"' in text or "<progress" in text or "progress {" in text:
-                text = re.sub(r"\s*<style\b.*?</style>\s*", "", text, flags=re.DOTALL)
-                output["data"]["text/html"] = text
+    for data in saved_data(notebook):
+        text = "".join(data.get("text/html", ""))
+        if 'class="dataframe"' in text or "<progress" in text or "progress {" in text:
+            text = re.sub(r"\s*<style\b.*?</style>\s*", "", text, flags=re.DOTALL)
+            data["text/html"] = text
 
 
 def as_text(notebook):
@@ -165,13 +167,13 @@ def process_notebooks():
 
 
 def edit_notebooks(project, base):
-    "Edit what nbdev has processed: titles, pictures, entries of the reference and links to them; returns problems"
-    paths = {path.relative_to(project).as_posix(): path for path in project.rglob("*.ipynb")}
+    "Edit what nbdev has processed: titles, pictures, entries of the reference and links to them; returns problems and entries"
+    paths = {
+        path.relative_to(project).as_posix(): path for path in sorted(project.rglob("*.ipynb"))
+    }
     notebooks = {}
-    for (
-        page,
-        path,
-    ) in paths.items():  # smalldocs reads the underscores of `### Name.__repr__` as bold print
+    for page, path in paths.items():
+        # smalldocs reads the underscores of `### Name.__repr__` as bold print
         text = re.sub(r"(### [\w.]+\.)__(\w+)__", r"\1\\\\_\\\\_\2\\\\_\\\\_", path.read_text())
         notebooks[page] = json.loads(text)
     pages = {
@@ -195,7 +197,7 @@ def edit_notebooks(project, base):
                 text = re.sub(r"\]\([^)\s]+\)", lambda link: links.get(link[0], link[0]), text)
                 cell["source"] = text.removeprefix(GENERATED).lstrip()
         paths[page].write_text(as_text(notebook))
-    return problems
+    return problems, entries
 
 
 def listed(contents, project):
@@ -464,15 +466,10 @@ def first_line(thing):
     return (inspect.getdoc(thing) or "").partition("\n")[0] if callable(thing) else ""
 
 
-def reference_entries():
-    "Entries of the search that lead to the reference, by name"
-    folder = ROOT / "nbs"
-    pages = {
-        path.relative_to(folder).as_posix(): json.loads(path.read_text())
-        for path in sorted(folder.glob("reference/*.ipynb"))
-    }
+def reference_entries(places):
+    "Entries of the search that lead to the reference, by name; `places`: name -> page and anchor"
     found = {}
-    for name, href in reference.find_entries(pages).items():
+    for name, href in places.items():
         path = reference.import_path(href.partition(".html")[0])
         thing = attrgetter(name)(importlib.import_module(path))
         found[name] = entry(f"reference/{href}", name, path, first_line(thing))
@@ -511,7 +508,7 @@ def glossary_entries():
     ]
 
 
-def improve_search(out):
+def improve_search(out, places):
     "Add names and terms to the search, show those that are the query first, and make texts readable"
     script = out / "site_libs/smalldocs.js"
     text = script.read_text()
@@ -524,7 +521,7 @@ def improve_search(out):
     for section in sections:
         section["text"] = readable(section["text"])[:LONGEST_ENTRY]
         section["section"] = readable(section["section"])
-    known = reference_entries()
+    known = reference_entries(places)
     names = [*known.values(), *source_entries(pages, known)]
     entries = names + glossary_entries() + sections
     path.write_text(json.dumps(entries, ensure_ascii=False, separators=(",", ":")))
@@ -652,7 +649,7 @@ def main():
     sys.path.insert(0, str(ROOT))  # document this checkout, whatever is installed
     base = get_config().doc_url
     project = process_notebooks()
-    problems = edit_notebooks(project, base)
+    problems, places = edit_notebooks(project, base)
     problems += write_sidebar(project)
     markdown.highlight = without_colours
     llms.NB_ORDER = TEXT_FIRST
@@ -660,7 +657,7 @@ def main():
     built.build()
     problems += [w for w in built.warnings if not any(e in w for e in EXPECTED_WARNINGS)]
     problems += finish_site(built, base)
-    improve_search(built.out)
+    improve_search(built.out, places)
     problems += check_site(built.out)
     if problems:
         raise SystemExit(

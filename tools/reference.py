@@ -47,9 +47,8 @@ def type_text(annotation):
     if annotation is callable or getattr(annotation, "__name__", "") in ("function", "Callable"):
         return "callable"
     name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    name = re.sub(
-        r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z])", "", name
-    )  # torch.Tensor, asymcl.data.ImageData
+    # without modules, as in torch.Tensor
+    name = re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z])", "", name)
     name = re.sub(r"\bModule\b", "nn.Module", name)
     return name.replace(" | ", " or ").replace("NoneType", "None")
 
@@ -106,12 +105,17 @@ def shown_parameters(thing):
     return [p for p in inspect.signature(thing).parameters.values() if p.name != "self"]
 
 
+def written(parameter):
+    "Name of a parameter as a signature has it, and its default, empty without one"
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    given = parameter.default is not parameter.empty
+    return stars + parameter.name, default_text(parameter.default) if given else ""
+
+
 def parameters(thing):
-    "Documented parameters of a callable: list of (name, as written, type, default, meaning)"
-    from asymcl.core.settings import (
-        CHOICES,
-        DataSettings,
-    )  # of this checkout, as tools/docs.py sets
+    "Documented parameters of a callable: list of (name as written, type, default, meaning)"
+    # here, since tools/docs.py puts this checkout on the path first
+    from asymcl.core.settings import CHOICES, DataSettings
 
     rows = []
     found = docments(thing.func if isinstance(thing, partial) else thing, full=True)
@@ -123,13 +127,11 @@ def parameters(thing):
         annotation = parameter.annotation
         if annotation is parameter.empty:
             annotation = facts.get("anno", parameter.empty)
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-        given = parameter.default is not parameter.empty
-        default = default_text(parameter.default) if given else ""
+        shown, default = written(parameter)
         meaning = " ".join((comments.get(name) or "").split())
         if name in choices:
             meaning += f"; one of {', '.join(map(str, choices[name]))}"
-        rows.append((name, stars, type_text(annotation), default, meaning))
+        rows.append((shown, type_text(annotation), default, meaning))
     return rows
 
 
@@ -143,11 +145,7 @@ def signature(thing, name):
         if parameter.kind is parameter.KEYWORD_ONLY and not star:
             parts.append("*")
             star = True
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-        given = parameter.default is not parameter.empty
-        parts.append(
-            stars + parameter.name + (f"={default_text(parameter.default)}" if given else "")
-        )
+        parts.append("=".join(filter(None, written(parameter))))
     text = f"{prefix}{name}({', '.join(parts)})"
     indent = " " * (len(prefix) + len(name) + 1)
     lines = textwrap.wrap(
@@ -179,8 +177,8 @@ def code(text):
 def table(rows, entries):
     "Parameters as a Markdown table"
     lines = ["| parameter | type | default | meaning |", "|---|---|---|---|"]
-    for name, stars, kind, default, meaning in rows:
-        cells = [code(stars + name), kind, code(default), linked(meaning, entries)]
+    for name, kind, default, meaning in rows:
+        cells = [code(name), kind, code(default), linked(meaning, entries)]
         lines.append("| " + " | ".join(map(cell_text, cells)) + " |")
     return "\n".join(lines)
 
@@ -197,10 +195,8 @@ def description(thing):
 
 def methods(cls):
     "Public methods and properties that the package adds to a class, in the order of their definition"
-    from fastai.callback.core import (
-        Callback,
-        event,
-    )  # here, since nbdev forks before torch is needed
+    # here, since nbdev forks before torch is needed
+    from fastai.callback.core import Callback, event
 
     is_callback = issubclass(cls, Callback)
     hooks = set(dir(Callback)) | set(vars(event)) if is_callback else set()  # called by fastai
@@ -215,6 +211,12 @@ def methods(cls):
             if public and inspect.isfunction(function) and function.__doc__:
                 found[name] = function, isinstance(member, property)
     return found
+
+
+def listed_methods(thing, name):
+    "The methods that the entry `name` lists: those of a class, unless `name` is a short name of it"
+    is_own_name = inspect.isclass(thing) and thing.__name__ == name.rpartition(".")[2]
+    return methods(thing) if is_own_name else {}
 
 
 def returned(thing):
@@ -253,9 +255,9 @@ def address(thing, index):
 
 
 def to_notebook(href):
-    "Link from a page of the reference to the notebook of a derivation"
+    "Address of a page, with its anchor, as that of its notebook"
     page, _, anchor = href.partition("#")
-    return f"../{page.removesuffix('.html')}.ipynb#{anchor.lower()}"
+    return f"{page.removesuffix('.html')}.ipynb#{anchor.lower()}"
 
 
 def entry(path, name, index, entries):
@@ -278,17 +280,15 @@ def entry(path, name, index, entries):
     parts = body(thing, short, entries, not is_error)
     href = address(thing, index)
     if href:
-        parts.append(f"[Derivation, source and tests]({to_notebook(href)})")
+        parts.append(f"[Derivation, source and tests](../{to_notebook(href)})")
     return "\n\n".join(parts)
 
 
 def method_entries(path, name, entries):
     "Markdown of the methods and properties of a public class; empty for another name and for a short name"
     thing = find(path, name)
-    if not inspect.isclass(thing) or thing.__name__ != name.rpartition(".")[2]:
-        return ""
     parts = []
-    for method, (function, is_property) in methods(thing).items():
+    for method, (function, is_property) in listed_methods(thing, name).items():
         heading = f"### {thing.__name__}.{method}"
         parts += [heading, *body(function, method, entries, not is_property)]
     return "\n\n".join(parts)
@@ -310,9 +310,7 @@ def find_entries(pages):
     for page, notebook in pages.items():
         for _, name, _ in headings(notebook):
             thing = find(import_path(page), name)
-            names = [name]
-            if inspect.isclass(thing) and thing.__name__ == name:
-                names += [f"{name}.{method}" for method in methods(thing)]
+            names = [name, *(f"{name}.{method}" for method in listed_methods(thing, name))]
             entries |= {each: f"{Path(page).stem}.html#{each.lower()}" for each in names}
     return entries
 
@@ -327,7 +325,7 @@ def find_derivations(pages, index):
             if href and name.rpartition(".")[2] == thing.__name__:
                 place = f"{page.removesuffix('.ipynb')}.html#{name.lower()}"
                 found[href.lower()] = place
-                for method in methods(thing) if inspect.isclass(thing) else ():
+                for method in listed_methods(thing, name):
                     found[f"{href}.{method}".lower()] = f"{place}.{method.lower()}"
     return found
 
@@ -360,7 +358,7 @@ def anchor_cell(names, page, derivations):
     for name in names:
         entry_at = derivations.get(f"{page.removesuffix('.ipynb')}.html#{name.lower()}")
         up = "../" * page.count("/")
-        text = f"[`{name}` in the reference]({up}{to_notebook(entry_at)[3:]})" if entry_at else ""
+        text = f"[`{name}` in the reference]({up}{to_notebook(entry_at)})" if entry_at else ""
         spans.append(f'<span id="{name.lower()}" class="in-reference">{text}</span>')
     return markdown_cell(" ".join(spans))
 
