@@ -72,17 +72,15 @@ VIEWS = {
 PAGE_VIEWS = ["light", "dark", "phone"]
 QUICK = {("light", "index.html"), ("dark", "tutorials/start.html"), ("phone", "api/losses.html")}
 
-# What ends right of the column of text, outside boxes that scroll. A formula's copy for screen readers has no visible size, and KaTeX lets
-# empty boxes inside its own (.base) stand out by 2 px.
+# What ends right of the column of text, outside boxes that scroll. Formulas count as a whole: their parts may stand out by a pixel.
 TOO_WIDE = """() => {
   const root = document.documentElement, main = document.querySelector("main"), found = [];
   if (root.scrollWidth > root.clientWidth) found.push(`the page is ${root.scrollWidth} px wide in a window of ${root.clientWidth} px`);
   const limit = Math.round(main.getBoundingClientRect().right);
   const look = element => {
     const right = Math.round(element.getBoundingClientRect().right);
-    if (element.matches(".katex-mathml")) return;
     if (right > limit) found.push(`${element.outerHTML.slice(0, 120)} ends at ${right} px, the text at ${limit} px`);
-    else if (getComputedStyle(element).overflowX === "visible" && !element.matches(".base")) [...element.children].forEach(look);
+    else if (getComputedStyle(element).overflowX === "visible" && !element.matches("math")) [...element.children].forEach(look);
   };
   look(main);
   return found;
@@ -97,13 +95,13 @@ EMPTY_PICTURES = (
 FORMULAS = """() => {
   const count = (root, what) => root ? root.querySelectorAll(what).length : 0, main = document.querySelector("main");
   const listed = [...document.querySelectorAll("#TOC a")].map(a => document.getElementById(decodeURIComponent(a.hash.slice(1))));
-  return {text: count(main, ".katex"), contents: count(document.querySelector("#TOC"), ".katex"), broken: count(document, ".katex-error"),
-          headings: listed.reduce((sum, target) => sum + count(target.querySelector("h1, h2, h3, h4, h5, h6") || target, ".katex"), 0)};
+  return {text: count(main, "math"), contents: count(document.querySelector("#TOC"), "math"), broken: count(document, "merror"),
+          headings: listed.reduce((sum, target) => sum + count(target.querySelector("h1, h2, h3, h4, h5, h6") || target, "math"), 0)};
 }"""
 # Contrast takes most of the time, and axe looks at each element anew. So a formula becomes one piece of text, in its own colour, and each
 # colour of a program stays where it comes first, with the first line of each block: a fifth of the elements, and all the colours.
 THIN_OUT = """() => {
-  document.querySelectorAll(".katex").forEach(formula => formula.replaceChildren(formula.querySelector("annotation")?.textContent ?? ""));
+  document.querySelectorAll("math").forEach(formula => formula.replaceWith(formula.textContent));
   const seen = new Set();
   for (const token of document.querySelectorAll("code span[class]:not(:has(*))")) {
     const colour = getComputedStyle(token).color + token.closest("code").parentElement.className;
@@ -253,7 +251,7 @@ def formula_problems(page, written):
             f"{seen['contents']} formulas in the table of contents, {seen['headings']} in its headings"
         )
     if seen["broken"]:
-        problems.append(f"{seen['broken']} formulas that KaTeX could not read")
+        problems.append(f"{seen['broken']} formulas that Temml could not read")
     if "$$" in page.inner_text("body"):
         problems.append("a formula shown as its source: $$")
     return problems
@@ -309,9 +307,9 @@ FAULTS = {
     "const code = document.querySelector('main .sourceCode code'); code.style.whiteSpace = 'pre'; "
     "code.append('x'.repeat(300))": "code is cut",
     "document.querySelector('header').style.width = '3000px'": "the page is",
-    "document.querySelector('main p').innerHTML += '<span class=katex></span>'": "the notebook has",
-    "document.querySelector('#TOC a').innerHTML = '<span class=katex></span>'": "in the table of contents",
-    "document.querySelector('main p').innerHTML += '<span class=katex-error>x</span>'": "could not read",
+    "document.querySelector('main p').innerHTML += '<math></math>'": "the notebook has",
+    "document.querySelector('#TOC a').innerHTML = '<math></math>'": "in the table of contents",
+    "document.querySelector('main p').innerHTML += '<math><merror>x</merror></math>'": "could not read",
     "document.querySelector('main p').append('$$x$$')": "a formula shown as its source",
     "fetch('nowhere.css')": "404: ",
     "fetch('http://elsewhere.example/').catch(() => 0)": "asks for http://elsewhere.example/",
