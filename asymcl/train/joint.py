@@ -171,6 +171,9 @@ class _EmbeddingsAlone(Callback):
 class JointLearner(EncoderLearner):
     """Encoder, classifier and projection head, trained together.
 
+    `classifier_loss` is a name ("cross_entropy", "focal", "class_weighted", "class_balanced",
+    "logit_adjusted", "ldam") or a loss function.
+
     Raises TypeError or ValueError for loaders, an encoder, a loss, a classifier_loss or views that
     do not fit together, ValueError for loss_weights other than two finite numbers >= 0, not both 0,
     and ArgumentError for a precision that the device lacks."""

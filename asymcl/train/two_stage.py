@@ -664,6 +664,10 @@ def encoder_and_head(
 class TwoStageLearner(EncoderLearner):
     """A contrastive stage and a classification stage over one encoder.
 
+    `classifier_loss` is the name of a head fitted to the features ("logistic", "lda",
+    "nearest_mean"), the name of a loss that trains a linear head ("cross_entropy", "focal",
+    "class_weighted", "class_balanced", "logit_adjusted", "ldam"), or a loss function.
+
     Raises TypeError or ValueError for loaders, an encoder, a loss, a classifier_loss or views that
     do not fit together, and ArgumentError for a precision that the device lacks."""
 
