@@ -684,7 +684,7 @@ def check_site(out):
         (path, r) for path in sorted(out.rglob("*.css")) for r in css_resources(path.read_text())
     ]
     for path, resource in fetched:
-        if resource.startswith(("data:", "#", "%23")):
+        if unquote(resource).startswith(("data:", "#")):
             continue
         outside = urlsplit(resource).scheme or resource.startswith("/")
         if outside:
