@@ -454,8 +454,8 @@ INTERVALS_NOTE = (
     "Means over seeds, and differences of methods in percentage points, with two 95% intervals. "
     "Over seeds (Student's t, from 4 seeds on): what other training images, weights and batches "
     "would change. Over test images (bootstrap, by group): what other test images would change for "
-    "these trained models. A claim about other images of this kind needs two intervals that exclude "
-    "zero."
+    "these trained models. A claim about other images of this kind needs two intervals that "
+    "exclude zero."
 )
 
 # %% ../../nbs/api/compare/report.ipynb #1209935b
