@@ -7,7 +7,8 @@ The design is written down in nbs/results/scenarios.ipynb. Every method has six 
 two values of one more setting. Settings, the averaging of AFCL, the head of CE and the best contrastive method are chosen
 by the mean validation ROC AUC of seeds 100 and 101. Finished encoders are not trained again, and several processes may
 share the work. The folder of weights holds the files of tools/pretrain_fashion.py. Rows of other tasks in the file --out
-stay as they are. A row `run` of each task says when, where and in which precision it ran.
+stay as they are, and of a task that has trials there but no test, the trials are not run again. A row `run` says when,
+where and in which precision a task, or a part of it, ran.
 """
 
 import argparse
@@ -74,8 +75,9 @@ VARIANTS = {
 class Work:
     "Encoders of one task, with their records"
 
-    def __init__(self, name, options):
+    def __init__(self, name, options, recorded=()):
         self.name = name
+        self.recorded = {trial_key(row): row for row in recorded}
         self.folder = options.work / name
         self.seeds = tuple(range(options.seeds))
         self.toy = options.toy
@@ -109,9 +111,14 @@ class Work:
     def search(self, method):
         "A row for each trial and head, with the mean validation ROC AUC of the seeds of the search"
         rows = []
+        heads = HEADS if method == "CE" else ("logistic",)
         for changes in self.trials(method):
+            keys = [(method, head, readable(changes)) for head in heads]
+            if self.recorded.keys() >= set(keys):
+                rows += [self.recorded[key] | dict(changes=changes) for key in keys]
+                continue
             runs = self.runs(changes, SEARCH_SEEDS)
-            for head in HEADS if method == "CE" else ("logistic",):
+            for head in heads:
                 scores = [
                     run.valid_metrics.get("roc_auc", 0.0)
                     for run in runs
@@ -133,6 +140,11 @@ class Work:
             | dict(valid_roc_auc=run.valid_metrics.get("roc_auc"))
             for run in runs
         ]
+
+
+def trial_key(row):
+    "What names a trial and head of a task"
+    return row["method"], row["head"], row["settings"]
 
 
 def readable(changes):
@@ -198,11 +210,9 @@ def run_row(work):
     return dict(part="run", task=work.name, precision=work.base.precision) | facts
 
 
-def earlier(path, names):
-    "Rows of an existing record that are not of the tasks `names`"
-    if path is None or not path.exists():
-        return []
-    return [row for row in json.loads(path.read_text())["rows"] if row["task"] not in names]
+def earlier(path):
+    "Rows of an existing record"
+    return json.loads(path.read_text())["rows"] if path and path.exists() else []
 
 
 def main():
@@ -227,13 +237,17 @@ def main():
     names = options.tasks.split(",")
     if options.toy:
         names, options.seeds = ["shirt_98_pretrained"], 1
-    rows = earlier(options.out, names)
+    rows = earlier(options.out)
     for name in names:
-        work = Work(name, options)
-        for row in study(work):
+        own = [row for row in rows if row["task"] == name]
+        tested = any(row["part"] == "test" for row in own)
+        kept = [] if tested else [row for row in own if row["part"] in ("search", "run")]
+        work = Work(name, options, [row for row in kept if row["part"] == "search"])
+        found = study(work)
+        for row in found:
             row.pop("changes", None)
-            rows.append(row)
-        rows.append(run_row(work))
+        rows = [row for row in rows if row["task"] != name] + found
+        rows += [row for row in kept if row["part"] == "run"] + [run_row(work)]
         save(record(rows, source=Path(options.source).name), options.out)
 
 

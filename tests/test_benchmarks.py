@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +82,31 @@ def test_what_fails_on_a_gpu_is_named_and_the_rest_is_measured(monkeypatch):
     assert skipped == ["never at n = 64: no kernel", "late at n = 64: out of memory"]
     (row,) = rows
     assert row["seconds"].keys() == {"floor", "good"} and row["ratio"].keys() == {"good"}
+
+
+def test_trials_in_a_record_are_not_run_again(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import evidence
+
+    options = Namespace(
+        work=Path(), weights=Path(), seeds=10, toy=False, precision="fp32", source="sample"
+    )
+    begun = []
+
+    def trained(work, changes, seeds):
+        begun.append(changes)
+        scores = dict(roc_auc=0.6 + changes["lr"])
+        return [SimpleNamespace(varied=dict(head="logistic"), valid_metrics=scores)]
+
+    monkeypatch.setattr(evidence.Work, "runs", trained)
+    fresh = evidence.Work("shirt_98_random", options)
+    rows = fresh.search("CL")
+    assert begun == fresh.trials("CL")
+    begun.clear()
+    assert evidence.Work("shirt_98_random", options, rows).search("CL") == rows
+    assert not begun
+    assert evidence.Work("shirt_98_random", options, rows[1:]).search("CL") == rows
+    assert begun == fresh.trials("CL")[:1]
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)
