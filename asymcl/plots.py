@@ -41,8 +41,10 @@ def _line_style(i):
     return series_style(i) | dict(linestyle=_LINES[i % len(_LINES)])
 
 # %% ../nbs/api/plots.ipynb #43f401cc
-def make_panels(n, size, columns):
-    "Make a figure of `n` panels of `size` inches in rows of at most `columns`, and list its axes"
+def make_panels(n, size, columns, **shared):
+    """Make a figure of `n` panels of `size` inches in rows of at most `columns`, and list its axes
+
+    `shared` is sharex, sharey or both, as of `plt.subplots`."""
     columns = min(n, columns)
     rows = -(-n // columns)
     fig, axes = plt.subplots(
@@ -51,6 +53,7 @@ def make_panels(n, size, columns):
         figsize=(size[0] * columns, size[1] * rows),
         layout="constrained",
         squeeze=False,
+        **shared,
     )
     for ax in axes.flat[n:]:
         ax.remove()

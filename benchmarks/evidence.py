@@ -60,6 +60,21 @@ TASKS = {
     "boot_98_random": Task(("Sneaker", "Ankle boot"), cut=SHORT),
     "shirt_95_random": Task(proportions=(0.95, 0.05), cut=SHORT),
 }  # the most informative first
+LABELS = dict(
+    shirt_90_pretrained="Shirt 90:10",
+    shirt_95_pretrained="Shirt 95:5",
+    shirt_98_pretrained="Shirt 98:2",
+    shirt_99_5_pretrained="Shirt 99.5:0.5",
+    coat_98_pretrained="Coat 98:2",
+    boot_98_pretrained="Boot 98:2",
+    shirt_90_random="Shirt 90:10, random",
+    shirt_95_random="Shirt 95:5, random",
+    shirt_98_random="Shirt 98:2, random",
+    shirt_99_5_random="Shirt 99.5:0.5, random",
+    coat_98_random="Coat 98:2, random",
+    boot_98_random="Boot 98:2, random",
+    long_tail_random="ten classes 100:1, random",
+)  # in the order of tables and figures
 RATES = {True: (3e-4, 1e-3, 3e-3), False: (1e-3, 3e-3, 1e-2)}  # with pretrained weights, without
 ASYMMETRY = (dict(eta=10.0, gamma=0.0), dict(eta=120.0, gamma=2.0))
 VARIANTS = {
@@ -215,6 +230,14 @@ def earlier(path):
     return json.loads(path.read_text())["rows"] if path and path.exists() else []
 
 
+def unfinished(rows, name):
+    "Rows of the trials and runs of a task whose test is missing"
+    own = [row for row in rows if row["task"] == name]
+    if any(row["part"] == "test" for row in own):
+        return []
+    return [row for row in own if row["part"] in ("search", "run")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="sample", help="folder of the four original files")
@@ -239,16 +262,15 @@ def main():
         names, options.seeds = ["shirt_98_pretrained"], 1
     rows = earlier(options.out)
     for name in names:
-        own = [row for row in rows if row["task"] == name]
-        tested = any(row["part"] == "test" for row in own)
-        kept = [] if tested else [row for row in own if row["part"] in ("search", "run")]
+        kept = unfinished(rows, name)
         work = Work(name, options, [row for row in kept if row["part"] == "search"])
         found = study(work)
         for row in found:
             row.pop("changes", None)
+        found += [row for row in kept if row["part"] == "run"] + [run_row(work)]
         rows = [row for row in rows if row["task"] != name] + found
-        rows += [row for row in kept if row["part"] == "run"] + [run_row(work)]
-        save(record(rows, source=Path(options.source).name), options.out)
+        facts = dict(source=Path(options.source).name, labels=LABELS)
+        save(record(rows, **facts), options.out)
 
 
 if __name__ == "__main__":
