@@ -83,7 +83,11 @@ def confident_classes(
     probabilities: np.ndarray,  # (n, classes), held out
     labels: np.ndarray,  # integers (n,) in 0..classes-1, every class at least once
 ) -> np.ndarray:  # (n,) class index; -1: no class
-    "Find the class that each image confidently belongs to, by the threshold of that class."
+    """Find the class that each image confidently belongs to, by the threshold of that class.
+
+    Raises ValueError for empty arrays."""
+    probabilities = as_array(probabilities, "probabilities")
+    labels = as_array(labels, "labels")
     classes = range(probabilities.shape[1])
     thresholds = np.array([probabilities[labels == c, c].mean() for c in classes])
     above = np.where(probabilities >= thresholds, probabilities, -1.0)

@@ -450,7 +450,10 @@ def prediction_sets(
 def decide_or_ask(
     sets: np.ndarray,  # (n, classes) bool
 ) -> np.ndarray:  # (n,) class indices, EXPERT where a set has no class or several
-    "Choose the class of each set with exactly one class, and EXPERT for other sets."
+    """Choose the class of each set with exactly one class, and EXPERT for other sets.
+
+    Raises ValueError for empty arrays."""
+    sets = as_array(sets, "sets")
     return np.where(sets.sum(1) == 1, sets.argmax(1), EXPERT)
 
 
@@ -461,6 +464,6 @@ def class_coverage(
     """Compute, for each class, the share of its images whose set contains it.
 
     Raises ValueError for empty arrays."""
-    labels = as_array(labels, "labels")
+    sets, labels = as_array(sets, "sets"), as_array(labels, "labels")
     of_classes = [sets[labels == c, c] for c in range(sets.shape[1])]
     return np.array([found.mean() if len(found) else np.nan for found in of_classes])

@@ -175,7 +175,7 @@ def test_the_report_escapes_names(tmp_path):
     assert "1 of 1 &lt;b&gt;" in page and "<b>" not in page
 
 
-def test_a_sheet_shows_any_file_name_and_class():
+def test_pictures_show_any_file_name_and_class():
     "Bytes that are not UTF-8, and dollar signs, which are not mathematics"
     data = ImageData(
         images=torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
@@ -189,3 +189,4 @@ def test_a_sheet_shows_any_file_name_and_class():
     )
     names = dict(file=data.files, given=data.classes, suggested=data.classes[::-1])
     png_bytes(plot_issues(data, pd.DataFrame(dict(image=[0, 1]) | names)))
+    png_bytes(data.show())

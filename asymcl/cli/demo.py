@@ -17,7 +17,6 @@ from pathlib import Path
 
 from .parser import Parser, one_line_errors
 from asymcl.cli.predict import (
-    Rule,
     add_decisions,
     add_loading,
     add_rare,
@@ -26,7 +25,6 @@ from asymcl.cli.predict import (
     load_for_files,
     model_and_rule,
     notes_on,
-    threshold_text,
 )
 from ..core.checks import ArgumentError
 
@@ -72,15 +70,8 @@ def _check_options(options):
 # %% ../../nbs/api/cli/demo.ipynb #766c48b0
 def _load(options):
     "Model, rule, and notes on them; raises an error for options that the model does not allow"
-    from asymcl.infer.card import operating_point
-
     model, rule = model_and_rule(load_for_files(options), options)
-    notes = notes_on(model, rule, options)
-    kept = operating_point(model)
-    if kept is not None and rule.threshold is None and rule.limits is None:
-        rule = Rule(threshold=kept)
-        notes.append(threshold_text(model, kept, "the operating point of the model"))
-    return model, rule, notes
+    return model, rule, notes_on(model, rule, options)
 
 # %% ../../nbs/api/cli/demo.ipynb #008e6d1b
 def _pixels(model, file):

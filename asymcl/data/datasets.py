@@ -724,7 +724,8 @@ def show(
         row = images.new_full((n, *images.shape[1:]), 255)
         row[: len(images)] = images
         show_image(make_grid(row, n, pad_value=255), ax)
-        ax.set_title(self.classes[c], loc="left", fontsize=10)
+        title = self.classes[c]
+        ax.set_title(title, loc="left", fontsize=10, parse_math=False)  # it may have dollar signs
     return fig
 
 # %% ../../nbs/api/data/datasets.ipynb #77638495

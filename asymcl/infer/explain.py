@@ -220,7 +220,7 @@ def plot_explanations(
     fig.subplots_adjust(0.01, bottom / size[1], 0.99, top / size[1], wspace=0.05, hspace=0.35)
     for ax, (picture, title, colour) in zip(axes.flat, sum(rows, []), strict=True):
         ax.imshow(picture)
-        ax.set_title(title, fontsize=8, color=colour)
+        ax.set_title(title, fontsize=8, color=colour, parse_math=False)
         ax.axis("off")
     fig.text(0.01, 0.002, "\n".join(notes), fontsize=8, va="bottom")
     return fig
