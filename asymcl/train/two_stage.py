@@ -12,6 +12,7 @@ __all__ = ['RandomViews', 'MixableLabels', 'Precision', 'precision_callbacks', '
 # %% ../../nbs/api/train/two_stage.ipynb #63be8e56
 import math
 import random
+import warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -129,6 +130,12 @@ class Precision(MixedPrecision):
         if device == "cuda":
             return super().before_fit()
         _check_precision(self.amp_mode.value, device)
+        if device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            warnings.warn(
+                "precision 'bf16' is many times slower than 'fp32' on this processor, which has no "
+                "instructions for it",
+                stacklevel=2,
+            )
         self.autocast = torch.autocast(device, dtype=torch.bfloat16)
         self.scales = L()
         self.learn.scaler = torch.amp.GradScaler(device, enabled=False)

@@ -354,6 +354,15 @@ def test_clip_and_accumulation_in_both_precisions(precision):
     assert np.isfinite(learn.contrastive.recorder.values[-1][0])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the learner trains on CUDA")
+@pytest.mark.parametrize("capability, warned", [("AVX2", True), ("AVX512", False)])
+def test_bf16_warns_on_a_processor_without_instructions_for_it(capability, warned, recwarn):
+    with patch("torch.backends.cpu.get_cpu_capability", lambda: capability):
+        make(precision="bf16").contrastive.fit(1, RATE)
+    slow = [w for w in recwarn if "many times slower than 'fp32'" in str(w.message)]
+    assert bool(slow) == warned
+
+
 @pytest.mark.parametrize("way", ["to_bf16", "precision", "both"])
 def test_to_bf16_is_what_precision_does(way):
     learn = make(precision="fp32" if way == "to_bf16" else "bf16")
