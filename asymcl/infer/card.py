@@ -214,6 +214,12 @@ def _limits(model):
         else f"The file has names and features of {len(gallery.names)} training images, which may "
         "identify people: do not publish it without their consent.",
     ]
+    if model.about.get("grouped"):
+        limits.insert(
+            0,
+            "Several images are of one group, such as a patient. The intervals count every image "
+            "as independent, so they are too narrow.",
+        )
     if model.valid_labels is not None:
         counts = model.valid_labels.bincount(minlength=len(model.classes)).tolist()
         rarest = counts.index(min(counts))

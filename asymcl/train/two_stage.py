@@ -1137,6 +1137,7 @@ def _about(self: EncoderLearner, model):
         train_counts=self._counts.tolist(),
         counts=data and {split: data.counts(split).tolist() for split in data.splits},
         data=data and data.name,
+        grouped=bool(data and len(data.groups.unique()) < len(data.groups)),
         versions=versions(),
         valid_metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
     )

@@ -636,6 +636,17 @@ def test_another_loss_of_the_head_leaves_no_old_head():
     assert learn.trained_model().about["classifier_loss"] == "focal"
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_saved_model_states_whether_several_images_are_of_one_group(grouped, tmp_path):
+    data = small_data()
+    data.groups[1] = 0 if grouped else 1
+    learn = TwoStageLearner(data.dls(16), tiny_encoder(), AFCL())
+    learn.fit_classifier()
+    learn.save(tmp_path / "model.safetensors")
+    card = (tmp_path / "model.md").read_text()
+    assert ("every image as independent, so they are too narrow" in card) == grouped
+
+
 # Guards
 
 
