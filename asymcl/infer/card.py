@@ -65,7 +65,7 @@ def with_operating_point(
     model,  # TrainedModel
     threshold,  # Threshold, as from `TrainedModel.threshold`
 ):  # TrainedModel
-    "Return the model with a threshold that the model card shows."
+    "Return the model with a threshold by which it decides, and which the model card shows."
     return replace(model, about=model.about | dict(operating_point=threshold._asdict()))
 
 

@@ -41,7 +41,7 @@ from asymcl.decisions import (
     threshold_for_precision,
     threshold_for_recall,
 )
-from .card import card_text, write_card
+from .card import card_text, operating_point, write_card
 from ..images.files import ImageFile, decode_files
 from asymcl.models import (
     NormalizedLinear,
@@ -191,9 +191,10 @@ def predict(
 ) -> tuple:  # list of n class names, and probabilities (n, classes)
     """Predict classes and probabilities; `calibration_problem` tells if these are calibrated.
 
+    A class is the most probable one, unless the model has an operating point, which decides then.
     Raises TypeError or ValueError as `outputs` does."""
     p = self.probabilities(self.outputs(images)[1])
-    return [self.classes[i] for i in p.argmax(1)], p
+    return [self.classes[i] for i in decide(p, operating_point(self))], p
 
 # %% ../../nbs/api/infer/model.ipynb #08ddb2b5
 TEMPERATURES = (1e-3, 1e3)  # lowest and highest temperature
