@@ -366,13 +366,16 @@ def _draw_weights(labels, resamples, rng):
 # %% ../nbs/api/statistics.ipynb #b0a1cdac
 def _weighted_auc(scores, found, weights):
     "Return the AUC (resamples,) of scores (n,) for the images `found` (n,) against the others"
-    order = np.argsort(scores)
-    ties = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # first of equal scores
-    weights = weights[:, order]
-    inside = np.add.reduceat(weights * found[order], ties, axis=1, dtype=float)
-    outside = np.add.reduceat(weights * ~found[order], ties, axis=1, dtype=float)
-    below = outside.cumsum(1) - outside / 2
-    return (inside * below).sum(1) / (inside.sum(1) * outside.sum(1))
+    others = np.flatnonzero(~found)
+    others = others[np.argsort(scores[others])]
+    total = np.zeros((len(weights), len(others) + 1))  # weight of the k lowest of the others
+    np.cumsum(weights[:, others], axis=1, out=total[:, 1:])
+    lower, not_higher = (
+        total[:, np.searchsorted(scores[others], scores[found], side)] for side in ("left", "right")
+    )
+    inside = weights[:, found]
+    wins = inside * (lower + not_higher) / 2  # a tie counts one half
+    return wins.sum(1) / (inside.sum(1) * total[:, -1])
 
 
 def _weighted_roc_auc(probabilities, labels, weights):
