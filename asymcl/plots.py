@@ -57,6 +57,8 @@ def make_panels(n, size, columns, **shared):
     )
     for ax in axes.flat[n:]:
         ax.remove()
+    for ax in axes.flat[n - columns : n]:  # the lowest panel of each column
+        ax.tick_params(labelbottom=True)
     return fig, list(axes.flat[:n])
 
 
