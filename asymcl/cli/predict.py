@@ -41,7 +41,8 @@ def add_decisions(parser):
         metavar="SHARE",
         help="share of the images of the rare class that must be found, such as 0.95: the "
         "validation images of the model determine a threshold, and an image above it gets this "
-        "class even if another one is more probable (default: the operating point of the model or, without one, the most probable class)",
+        "class even if another one is more probable (default: the operating point of the model or, "
+        "without one, the most probable class)",
     )
     add(
         "--precision",
@@ -263,14 +264,15 @@ def _threshold_note(model, threshold, options):
     confidence = options.confidence
     how = "on average" if confidence is None else f"with confidence {confidence:g}"
     if options.recall is not None:
-        what = f"a recall of {options.recall:g} {how}"
+        origin = f"for a recall of {options.recall:g} {how}"
     elif options.precision is not None:
-        what = f"a precision of {options.precision:g} {how}"
+        origin = f"for a precision of {options.precision:g} {how}"
     elif options.cost_ratio is not None:
-        what = f"the lowest cost, a missed one costing {options.cost_ratio:g} false alarms"
+        ratio = options.cost_ratio
+        origin = f"for the lowest cost, a missed one costing {ratio:g} false alarms"
     else:
-        return _threshold_text(model, threshold, "the operating point of the model")
-    return _threshold_text(model, threshold, f"for {what}")
+        origin = "the operating point of the model"
+    return _threshold_text(model, threshold, origin)
 
 # %% ../../nbs/api/cli/predict.ipynb #d7c0f00b
 def _coverage_note(model, limits, options):

@@ -200,7 +200,7 @@ def _calibration_section(model):
     lines.append(f"**Not calibrated**: {_plain(problem)}." if problem else "")
     return "\n\n".join(["## Calibration", *filter(None, lines)])
 
-# %% ../../nbs/api/infer/card.ipynb #6d2d34c8
+# %% ../../nbs/api/infer/card.ipynb #6d2d34c7
 def _limits(model):
     "Limits of the reported values"
     gallery = model.gallery
@@ -229,7 +229,7 @@ def _limits(model):
         )
     return limits
 
-
+# %% ../../nbs/api/infer/card.ipynb #6d2d34c8
 def card_text(
     model,  # TrainedModel
     file,  # name of the model file
