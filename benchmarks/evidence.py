@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from record import add_options, record, save
+from record import add_options, add_precision, record, save
 
 from asymcl.compare import compare
 from asymcl.compare.experiment import data_loader
@@ -249,12 +249,7 @@ def main():
     parser.add_argument(
         "--work", type=Path, default=Path("runs/evidence"), help="folder of records and predictions"
     )
-    parser.add_argument(
-        "--precision",
-        choices=("bf16", "fp32"),
-        default="bf16",
-        help="fp32 for a processor without bfloat16 instructions, where bf16 is slow",
-    )
+    add_precision(parser)
     add_options(parser)
     options = parser.parse_args()
     names = options.tasks.split(",")

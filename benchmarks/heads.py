@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
-from record import add_options, record, save, write
+from record import add_options, add_precision, record, save, write
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
@@ -307,12 +307,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=range(4), help="seeds")
     parser.add_argument("--proportions", nargs="+", choices=PROPORTIONS, default=[*PROPORTIONS])
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=[*ENCODERS])
-    parser.add_argument(
-        "--precision",
-        choices=("bf16", "fp32"),
-        default="bf16",
-        help="fp32 for a processor without bfloat16 instructions, where bf16 is slow",
-    )
+    add_precision(parser)
     add_options(parser)
     options = parser.parse_args()
     if options.toy:

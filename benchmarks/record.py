@@ -143,6 +143,16 @@ def add_options(parser):
     )
 
 
+def add_precision(parser):
+    "Add --precision, that of training, to the options of a benchmark"
+    parser.add_argument(
+        "--precision",
+        choices=("bf16", "fp32"),
+        default="bf16",
+        help="fp32 for a processor without bfloat16 instructions, where bf16 is slow",
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
