@@ -22,7 +22,10 @@ from asymcl.losses import (
     AsymmetricFocalContrastiveLoss,
     SupPrototypeLoss,
     asymmetric_focal_contrastive_loss,
+    check_own_views,
     has_positives,
+    own_views_alone,
+    plain_tensor,
     positive_labels,
 )
 
@@ -98,13 +101,14 @@ def gather_rows(
 # %% ../nbs/api/distributed.ipynb #a167a70c
 def mean_over_ranks(
     total: torch.Tensor,  # scalar tensor: sum over the items of this rank
-    count: int,  # number of these items, >= 0
+    count: float | torch.Tensor,  # number >= 0 of these items, or the sum of their weights
 ) -> torch.Tensor:  # scalar tensor with the same value on every rank
     "Compute the mean over the items of all ranks; DDP averages its gradients to those of the mean"
-    sums = torch.stack([total.detach().double(), total.new_tensor(count, dtype=torch.float64)])
+    count = torch.as_tensor(count, dtype=torch.float64, device=total.device)
+    sums = torch.stack([total.detach().double(), count])
     if world_size() > 1:
         dist.all_reduce(sums)
-    n = sums[1].clamp(min=1)
+    n = torch.where(sums[1] > 0, sums[1], 1)
     mean = (sums[0] / n).to(total.dtype)
     own = total * world_size() / n.to(total.dtype)
     return own + (mean - own).detach()
@@ -140,7 +144,7 @@ def _own_sum(columns, labels, averaging, reduction, **settings):
 # %% ../nbs/api/distributed.ipynb #b133c9a1
 def distributed_loss(
     embeddings: torch.Tensor,  # (n, d) or (n, views, d) of this rank; n may differ, and be 0
-    labels: torch.Tensor,  # integers (n,), or soft labels (n, classes)
+    labels: torch.Tensor | None,  # integers (n,), or soft labels (n, classes)
     *,
     averaging="pairs",  # "pairs" or "batch", which divides by the number of anchors of all ranks
     reduction="mean",  # over the anchors of all ranks: "mean", "sum" or "mean_positive"
@@ -149,6 +153,7 @@ def distributed_loss(
     """Compute the contrastive loss of the images of all ranks; each rank computes its own anchors.
 
     With `supervised_share` each rank draws for its anchors, so "mean_positive" cannot be counted.
+    Labels may be None where `rare=()` needs none, as in NT-Xent.
     Raises TypeError or ValueError for a bad argument, as `asymmetric_focal_contrastive_loss` does,
     and ValueError for references and masks, which belong to one rank, for reduction "none", and for
     "mean_positive" with `supervised_share`."""
@@ -161,6 +166,10 @@ def distributed_loss(
     references = ("reference", "reference_labels", "pair_mask", "reference_only")
     values = {name: settings.pop(name, None) for name in references}
     given = [name for name, value in values.items() if value is not None and value is not False]
+    if own_views_alone(**settings):
+        check_own_views(embeddings)
+        if labels is None:
+            labels = torch.zeros(len(embeddings), dtype=torch.long)
     if given or labels is None:
         raise ValueError(
             "across ranks, the loss needs embeddings and labels, and nothing else, "
@@ -216,7 +225,10 @@ class DistributedLoss(nn.Module):
 
 # %% ../nbs/api/distributed.ipynb #8c1c2393
 class DistributedMean(nn.Module):
-    "A mean over images, such as cross-entropy, over the images of all ranks"
+    """A mean over images, such as cross-entropy, over the images of all ranks.
+
+    A loss with class weights as its attribute `weight` divides by the weights of its targets, as
+    `nn.CrossEntropyLoss` does."""
 
     def __init__(
         self,
@@ -233,6 +245,14 @@ class DistributedMean(nn.Module):
         "Compute the mean over the images of all ranks"
         if world_size() == 1:
             return self.loss(predictions, targets)
-        n = len(targets)
-        total = self.loss(predictions, targets) * n if n else 0 * predictions.sum()
-        return mean_over_ranks(total, n)
+        if not len(targets):
+            return mean_over_ranks(0 * predictions.sum(), 0)
+        count = self._divisor(targets)
+        return mean_over_ranks(self.loss(predictions, targets) * count, count)
+
+    def _divisor(self, targets):
+        "What the mean divides by: number of targets, or sum of the weights of their classes"
+        weight = getattr(getattr(self.loss, "func", self.loss), "weight", None)  # fastai has `func`
+        if weight is None or targets.is_floating_point():
+            return len(targets)
+        return weight[plain_tensor(targets)].sum()

@@ -295,6 +295,21 @@ def positive_labels(
     both = torch.where(supervised, 2 * both, 2 * own + 1)
     return both[: len(labels)], None if reference_labels is None else both[len(labels) :]
 
+# %% ../nbs/api/losses.ipynb #7d15b3c1
+def own_views_alone(rare=None, supervised_share=0.0, eta=0.0, **others):
+    "Whether no image has other positives than its own views, and no term needs labels"
+    return rare is not None and not (_rare_classes(rare) or supervised_share or eta)
+
+
+def check_own_views(embeddings):
+    "Raise ValueError unless each image has two views or more"
+    if embeddings.ndim < 3 or embeddings.shape[1] < 2:
+        raise ValueError(
+            "embeddings must be (n, views, d) with two views or more, such as "
+            "torch.stack([view_1, view_2], 1), where own views are the only positives, "
+            f"got {tuple(embeddings.shape)}"
+        )
+
 # %% ../nbs/api/losses.ipynb #60ad24f9
 def _ignore_own_class(positives, classes, compared, dtype):
     "Function of anchors (b,) to weights of the columns `compared`: 1, or -1 within a class, or 0"
@@ -417,10 +432,8 @@ def asymmetric_focal_contrastive_loss(
     check_embeddings("embeddings", embeddings, "(n, d) or (n, views, d)", (2, 3))
     temperature = scalar_temperature(temperature, eta, embeddings, check_values)
     columns = stack_columns(embeddings, reference, temperature, normalize, check_values)
-    unequal = None
-    if rare is not None:
-        unequal = dict(rare=rare, supervised_share=supervised_share)
-        check_settings(**unequal)
+    unequal = _unequal_settings(rare, supervised_share)
+    if unequal:
         given = labels, reference_labels, pair_mask, eta
         labels, reference_labels = _unequal_labels(embeddings, reference, *given, **unequal)
     known = _known_pairs(
@@ -469,14 +482,28 @@ def _known_pairs(
     return [None if o is None else o.to(embeddings.device) for o in given]
 
 
+def _unequal_settings(rare, supervised_share):
+    "Settings of a loss with `rare`, checked, or None without it"
+    check_settings(supervised_share=supervised_share)
+    if rare is None and supervised_share:
+        raise ValueError(f"supervised_share needs rare, got {supervised_share} without it")
+    if rare is None:
+        return None
+    check_settings(rare=rare)
+    return dict(rare=rare, supervised_share=supervised_share)
+
+
 def _unequal_labels(
     embeddings, reference, labels, reference_labels, pair_mask, eta, rare, supervised_share
 ):
     "Labels and reference labels for a loss with `rare`; each image is a class if none are needed"
     if pair_mask is not None:
         raise ValueError("rare needs labels and cannot be given with pair_mask")
-    if not (_rare_classes(rare) or supervised_share or eta):
+    if own_views_alone(rare, supervised_share, eta):
+        check_own_views(embeddings)
         n, references = len(embeddings), 0 if reference is None else len(reference)
+        if labels is not None:
+            check_labels("labels", labels, n)
         own = torch.arange(n + references)
         return own[:n], own[n:] if references else None
     for name, x in dict(labels=labels, reference_labels=reference_labels).items():
@@ -675,8 +702,8 @@ _all_ = ["CL", "FCL", "ACL", "AFCL"]
 class SupMinLoss(AsymmetricFocalContrastiveLoss):
     """SupMin (Mildenberger et al. 2025), or with gamma and eta its asymmetric and focal form.
 
-    A frequent class's images have only their own views as positives, and ignore each other. Raises
-    TypeError or ValueError for a setting out of its range, also when it is set later."""
+    Images of a frequent class have only their own views as positives; other pairs of this class are
+    ignored. Raises TypeError or ValueError for a setting out of its range, also when it is set later."""
 
     def __init__(
         self,

@@ -1,6 +1,11 @@
 """Which tests run: without options the quick ones, with --full all, with -m those that it names."""
 
+import os
+
 import pytest
+
+# Before PyTorch is imported: as many processes of tests run side by side as there are cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MARKS = {
     "slow": "takes many seconds, or tries at length what a quick test tries once",

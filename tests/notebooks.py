@@ -61,7 +61,6 @@ def replace_cells(cells):
 @cache
 def processes():
     "Where processes come from: forks of a server that has imported LOADED, fresh processes where a system cannot fork"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many run side by side as there are cores
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -5,7 +5,6 @@ Tutorials are run by Jupyter instead, as their readers will do it, with their sl
 import ast
 import builtins
 import json
-import os
 import re
 import subprocess
 import sys
@@ -46,8 +45,7 @@ def test_notebook_with_its_slow_cells(path, tmp_path):
 @pytest.mark.parametrize("path", cases(TUTORIALS))
 def test_tutorial_in_jupyter(path):
     command = [sys.executable, "-m", "jupyter", "execute", "--timeout=1200", path]
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ  # several run side by side
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{path} failed in Jupyter:\n{done.stderr[-6000:]}"
 
 

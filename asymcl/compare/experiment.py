@@ -1,4 +1,4 @@
-"""Run each method with each seed on the same data, and keep one record per run.
+"""Run each method with each seed on the same data, and keep one record for each method and seed.
 
 Docs: https://asymcl.github.io/asymcl/api/compare/experiment.html.md"""
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
 from fastai.optimizer import SGD
 from fastai.torch_core import default_device, set_seed
@@ -32,7 +33,7 @@ from asymcl.core.settings import (
     stage_1_rate,
 )
 from ..distributed import DistributedMean
-from ..losses import ACL, AFCL, CL, FCL, NTXentLoss, SupMinLoss
+from ..losses import ACL, AFCL, CL, FCL, NTXentLoss, SupMinLoss, SupPrototypeLoss
 from asymcl.metrics import (
     class_alignment_consistency,
     evaluate_predictions,
@@ -86,18 +87,35 @@ class _ExtraTerm(nn.Module):
     def forward(self, embeddings, labels):
         return self.with_term(embeddings, labels) - self.without_term(embeddings, labels)
 
+# %% ../../nbs/api/compare/runs.ipynb #2cb17081
+_EMBEDDING = 128  # default width of the embeddings of a learner
+
+
+def _prototypes(classes):
+    "Return a unit vector for each class, with equal angles between each two"
+    if classes > _EMBEDDING:
+        raise ValueError(
+            f"SupPrototype takes at most {_EMBEDDING} classes, the width of the embeddings, "
+            f"got {classes}"
+        )
+    return F.pad(F.normalize(torch.eye(classes) - 1 / classes), (0, _EMBEDDING - classes))
+
 # %% ../../nbs/api/compare/runs.ipynb #2cb17083
 def contrastive_loss(
     method,  # name of a contrastive method
     settings,  # Settings
     counts=(1, 1),  # numbers of training images of the classes
 ) -> nn.Module:
-    "Return the loss of a contrastive method. SupMin takes all classes but the largest as rare."
+    """Return the loss of a contrastive method. SupMin takes all classes but the largest as rare.
+
+    Raises ValueError for SupPrototype with more classes than prototypes fit."""
     counts = list(counts)
     frequent = counts.index(max(counts))
     supmin = partial(SupMinLoss, tuple(c for c in range(len(counts)) if c != frequent))
     makers = dict(CL=CL, FCL=FCL, ACL=ACL, AFCL=AFCL, extra=_ExtraTerm, KCL=KCL)
-    makers |= dict(BCL=partial(BCL, len(counts)))
+    makers |= {"BCL": partial(BCL, len(counts)), "NT-Xent": NTXentLoss}
+    if method == "SupPrototype":
+        makers[method] = partial(SupPrototypeLoss, _prototypes(len(counts)))
     makers |= dict.fromkeys(("SupMin", "FSupMin", "ASupMin", "AFSupMin"), supmin)
     makers |= dict(zip(JOINT, (CL, NTXentLoss, ClassifierBCL), strict=True))
     return makers[method](**{name: getattr(settings, name) for name in LOSS_FIELDS[method]})

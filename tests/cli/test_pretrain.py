@@ -1,7 +1,6 @@
 """asymcl-pretrain killed while it trains, and started again, in processes of their own."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,13 +13,12 @@ import pytest
 from asymcl.pretrained import describe_weights, read_weights
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "asymcl.cli.pretrain", "--device", "cpu"]
-ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1")
 
 
 def pretrain(*arguments, cwd):
     "The finished process of the command"
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,6 @@ def kill_after_an_epoch(arguments, folder, cwd):
         cwd=cwd,
         stdout=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
     )
     while not (folder / "stage_0.pt").exists():
         assert process.poll() is None

@@ -1,7 +1,6 @@
 """One folder of records and several processes: no run twice, none lost, none half."""
 
 import json
-import os
 import signal
 import subprocess
 import sysconfig
@@ -40,11 +39,9 @@ JOBS = 2 * 5  # CE, CL, FCL, ACL and AFCL for each of two seeds
 
 def start(folder, command=COMMAND):
     "The command in a process of its own"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

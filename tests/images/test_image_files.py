@@ -59,9 +59,8 @@ def expected(photos):
 
 def start(photos, cache, workers=0):
     "A process that loads the images"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", LOAD, str(photos), str(cache), str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

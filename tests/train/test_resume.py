@@ -38,7 +38,6 @@ def figures(request, tmp_path_factory):
         capture_output=True,
         text=True,
         timeout=900,
-        env=os.environ | dict(OMP_NUM_THREADS="1"),
     )
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads(out.read_text())["rows"]
