@@ -424,7 +424,7 @@ def _load_uncached(files, options, workers):
 
 # %% ../../nbs/api/images/files.ipynb #a914ab40
 def load_images(
-    files: list,  # list of ImageFile
+    files: list,  # paths of files, or ImageFile
     size=64,  # side of the images in pixels, 1..4096
     *,
     channels=3,  # number of channels: 3 (colour) or 1 (greyscale)
@@ -438,7 +438,7 @@ def load_images(
     Raises ValueError for values out of range and for a cache_limit that is too small for these
     images, OSError if the cache cannot be written."""
     _check_options(size, channels, fit)
-    files = list(files)
+    files = [f if isinstance(f, ImageFile) else ImageFile(os.path.expanduser(f)) for f in files]
     options = dict(size=int(size), channels=int(channels), fit=fit)
     if cache is False:
         return _load_uncached(files, options, workers)
