@@ -62,7 +62,8 @@ class DataSettings:
     data: str = "fashion_mnist"  # kind of data
     source: str = "sample"  # folder or file of the data; for fashion_mnist also sample or download
     # names of the classes, frequent one first, or "all"
-    # (default: T-shirt/top and Shirt; MEL and DF for isic2018; elsewhere all, largest first)
+    # (default: T-shirt/top and Shirt; MEL and DF for isic2018; all, sorted, for npz;
+    # elsewhere all, largest first)
     classes: tuple | str | None = None
     # shares of the classes in the training set
     # (default: 0.9 and 0.1 for fashion_mnist; elsewhere as they are)
