@@ -21,7 +21,7 @@ from itertools import product
 from numbers import Integral, Real
 from pathlib import Path
 
-from .checks import ArgumentError, check_positive
+from .checks import ArgumentError, check_positive, compiled_group_pattern
 
 # %% ../../nbs/api/core/settings.ipynb #55239a03
 @dataclass(frozen=True)
@@ -391,18 +391,6 @@ def check_weights(
         known = ", ".join(CHOICES["weights"][:-1])
         raise ArgumentError("weights", f"must be {known} or a file, got {weights!r}") from error
 
-# %% ../../nbs/api/core/settings.ipynb #6697ba8f
-def _check_pattern(pattern):
-    "Raise ArgumentError for a pattern that is no regular expression or has no group"
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        problem = f"must be a regular expression, got {pattern!r} ({error})"
-        raise ArgumentError("group_pattern", problem) from error
-    if not groups:
-        problem = f"must have a (group) in parentheses, got {pattern!r}"
-        raise ArgumentError("group_pattern", problem)
-
 # %% ../../nbs/api/core/settings.ipynb #3ce01758
 def _check_several(name, value):
     "Raise ArgumentError for one value in the place of several"
@@ -432,7 +420,7 @@ def check_values(
             check_value(name, one)
     _check_combination(settings)
     if settings.reading.group_pattern is not None:
-        _check_pattern(settings.reading.group_pattern)
+        compiled_group_pattern(settings.reading.group_pattern)
 
 # %% ../../nbs/api/core/settings.ipynb #b4542163
 VARIED = (
