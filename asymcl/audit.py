@@ -288,13 +288,23 @@ def _draw(ax, image, title):
     ax.set_title(title, fontsize=7, parse_math=False)  # a name may have dollar signs
     ax.axis("off")
 
+
+def _empty_sheet(text):
+    "Figure with a line of text, for a table without rows"
+    fig, (ax,) = make_panels(1, (2.6, 0.5), columns=1)
+    ax.text(0.5, 0.5, text, ha="center", va="center")
+    ax.axis("off")
+    return fig
+
 # %% ../nbs/api/audit.ipynb #a5d4f916
 def plot_issues(
     data,  # ImageData
-    issues: pd.DataFrame,  # first table of `audit`, with one row or more
+    issues: pd.DataFrame,  # first table of `audit`
     n=24,  # largest number of images
-) -> Figure:  # one panel for each image
+) -> Figure:  # one panel for each image; a line of text for an empty table
     "Draw the most suspicious images with their given and suggested class."
+    if issues.empty:
+        return _empty_sheet("no label issues")
     rows = issues.head(n).to_dict("records")
     fig, axes = make_panels(len(rows), (1.3, 1.6), columns=6)
     for ax, row in zip(axes, rows, strict=True):
@@ -305,10 +315,12 @@ def plot_issues(
 
 def plot_duplicates(
     data,  # ImageData
-    duplicates: pd.DataFrame,  # second table of `audit`, with one row or more
+    duplicates: pd.DataFrame,  # second table of `audit`
     n=12,  # largest number of pairs
-) -> Figure:  # two panels for each pair
+) -> Figure:  # two panels for each pair; a line of text for an empty table
     "Draw the closest pairs of images of different splits with their classes."
+    if duplicates.empty:
+        return _empty_sheet("no near duplicates")
     rows = duplicates.head(n).to_dict("records")
     fig, axes = make_panels(2 * len(rows), (1.3, 1.5), columns=6)
     panels = iter(axes)

@@ -283,10 +283,12 @@ def decide(
 ) -> np.ndarray:  # (n,) int
     """Assign images that reach the threshold to its class, others to the most probable other class.
 
-    Raises ValueError for empty arrays."""
+    Raises ValueError for empty arrays, and TypeError for a threshold of another type."""
     p = as_array(probabilities, "probabilities")
     if threshold is None:
         return p.argmax(1)
+    if not isinstance(threshold, Threshold):
+        raise TypeError(f"threshold must be a Threshold or None, got {threshold!r}")
     of_label = np.arange(p.shape[1]) == threshold.label
     rest = p if threshold.only_adds else np.where(of_label, -1, p)
     return np.where(p[:, threshold.label] >= threshold.value, threshold.label, rest.argmax(1))

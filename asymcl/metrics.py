@@ -312,7 +312,8 @@ def rarest_class(
     """Find the rare class.
 
     Raises ValueError for no classes."""
-    return len(shares) - 1 - int(np.argmin(np.asarray(shares)[::-1]))
+    shares = as_array(shares, "shares")
+    return len(shares) - 1 - int(np.argmin(shares[::-1]))
 
 # %% ../nbs/api/metrics.ipynb #e3280f27
 def evaluate_predictions(

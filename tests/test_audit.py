@@ -8,7 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from asymcl.audit import confident_classes, label_issues, near_duplicates, plot_issues
+from asymcl.audit import (
+    confident_classes,
+    label_issues,
+    near_duplicates,
+    plot_duplicates,
+    plot_issues,
+)
 from asymcl.compare.label_audit import audit_html
 from asymcl.core.checks import ArgumentError
 from asymcl.data import fashion_mnist
@@ -190,3 +196,12 @@ def test_pictures_show_any_file_name_and_class():
     names = dict(file=data.files, given=data.classes, suggested=data.classes[::-1])
     png_bytes(plot_issues(data, pd.DataFrame(dict(image=[0, 1]) | names)))
     png_bytes(data.show())
+
+
+@pytest.mark.parametrize(
+    "draw, text", [(plot_issues, "no label issues"), (plot_duplicates, "no near duplicates")]
+)
+def test_the_sheet_of_an_empty_table_says_that_nothing_was_found(draw, text):
+    sheet = draw(None, pd.DataFrame())
+    assert [ax.texts[0].get_text() for ax in sheet.axes] == [text]
+    png_bytes(sheet)

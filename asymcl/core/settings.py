@@ -6,9 +6,9 @@ Docs: https://asymcl.github.io/asymcl/api/core/settings.html.md"""
 
 # %% auto #0
 __all__ = ['END_TO_END', 'JOINT', 'OWN_HEAD', 'LOSS_FIELDS', 'METHODS', 'FAMILIES', 'SOLVED_HEADS', 'HEADS', 'BUNDLED',
-           'PUBLISHED', 'CACHE', 'READS', 'CHOICES', 'RANGES', 'POSITIVE', 'LISTS', 'VARIED', 'Reading', 'DataSettings',
-           'Settings', 'Pretraining', 'resolved', 'unused_settings', 'regime', 'default_rate', 'stage_1_rate',
-           'weights_path', 'weights_digest', 'check_value', 'check_weights', 'check_values', 'expand']
+           'PUBLISHED', 'CACHE', 'READS', 'CHOICES', 'RANGES', 'POSITIVE', 'COUNTS', 'LISTS', 'VARIED', 'Reading',
+           'DataSettings', 'Settings', 'Pretraining', 'resolved', 'unused_settings', 'regime', 'default_rate',
+           'stage_1_rate', 'weights_path', 'weights_digest', 'check_value', 'check_weights', 'check_values', 'expand']
 
 # %% ../../nbs/api/core/settings.ipynb #966dd095
 import hashlib
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from itertools import product
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
-from .checks import ArgumentError, check_positive
+from .checks import ArgumentError, check_positive, compiled_group_pattern
 
 # %% ../../nbs/api/core/settings.ipynb #55239a03
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Reading:
     root: str | None = None  # folder of the files of a CSV (default: the folder of the CSV)
 
 # %% ../../nbs/api/core/settings.ipynb #144d46a6
+def _as_tuple(value):
+    "Turn a list into a tuple, so that settings can be hashed"
+    return tuple(value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class DataSettings:
     "Which images, and how many of each class"
@@ -57,7 +62,8 @@ class DataSettings:
     data: str = "fashion_mnist"  # kind of data
     source: str = "sample"  # folder or file of the data; for fashion_mnist also sample or download
     # names of the classes, frequent one first, or "all"
-    # (default: T-shirt/top and Shirt; MEL and DF for isic2018; elsewhere all, largest first)
+    # (default: T-shirt/top and Shirt; MEL and DF for isic2018; all, sorted, for npz;
+    # elsewhere all, largest first)
     classes: tuple | str | None = None
     # shares of the classes in the training set
     # (default: 0.9 and 0.1 for fashion_mnist; elsewhere as they are)
@@ -70,6 +76,10 @@ class DataSettings:
     # (default: no folds, each seed draws a split)
     folds: int | None = None
     reading: Reading = Reading()  # how image files are found and decoded
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, _as_tuple(value))
 
 # %% ../../nbs/api/core/settings.ipynb #fd8d21f3
 @dataclass(frozen=True)
@@ -318,6 +328,10 @@ RANGES = dict(
     depth_ratio=(1, 10**6),
 )  # least and most
 POSITIVE = ("lr", "classifier_lr")
+COUNTS = (
+    *("size", "train_total", "folds", "seed", "seeds", "epochs", "classifier_epochs"),
+    *("batch_size", "chunk"),
+)  # integers
 LISTS = ("methods", "seeds", "heads")
 
 # %% ../../nbs/api/core/settings.ipynb #95f8563a
@@ -331,6 +345,8 @@ def check_value(
         raise ArgumentError(name, f"must be one of {', '.join(CHOICES[name])}, got {value!r}")
     if name in POSITIVE:
         check_positive(name, value)
+    if name in COUNTS and not isinstance(value, Integral):
+        raise ArgumentError(name, f"must be an integer, got {value!r}")
     least, most = RANGES.get(name, (-math.inf, math.inf))
     number = isinstance(value, Real) and least <= value <= most and value < math.inf
     if name in RANGES and not number:
@@ -378,19 +394,14 @@ def check_weights(
         known = ", ".join(CHOICES["weights"][:-1])
         raise ArgumentError("weights", f"must be {known} or a file, got {weights!r}") from error
 
-# %% ../../nbs/api/core/settings.ipynb #6697ba8f
-def _check_pattern(pattern):
-    "Raise ArgumentError for a pattern that is no regular expression or has no group"
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        problem = f"must be a regular expression, got {pattern!r} ({error})"
-        raise ArgumentError("group_pattern", problem) from error
-    if not groups:
-        problem = f"must have a (group) in parentheses, got {pattern!r}"
-        raise ArgumentError("group_pattern", problem)
-
 # %% ../../nbs/api/core/settings.ipynb #3ce01758
+def _check_several(name, value):
+    "Raise ArgumentError for one value in the place of several"
+    if isinstance(value, str | Real) and (name, value) != ("classes", "all"):
+        allowed = "'all', a tuple or a list" if name == "classes" else "a tuple or a list"
+        raise ArgumentError(name, f"must be {allowed}, got {value!r}")
+
+
 def check_values(
     settings,  # Settings or DataSettings
 ):
@@ -403,6 +414,8 @@ def check_values(
             raise ArgumentError(name, "must not be None")
         if value is None:
             continue
+        if name in (*LISTS, "classes", "proportions"):
+            _check_several(name, value)
         values = value if name in LISTS else (value,)
         if name in LISTS and len(set(values)) < max(1, len(values)):
             raise ArgumentError(name, f"must be at least one value, each once, got {values}")
@@ -410,7 +423,7 @@ def check_values(
             check_value(name, one)
     _check_combination(settings)
     if settings.reading.group_pattern is not None:
-        _check_pattern(settings.reading.group_pattern)
+        compiled_group_pattern(settings.reading.group_pattern)
 
 # %% ../../nbs/api/core/settings.ipynb #b4542163
 VARIED = (
@@ -454,6 +467,8 @@ def expand(
     for name, values in grid.items():
         if name not in VARIED:
             raise ArgumentError("grid", f"must vary some of {', '.join(VARIED)}, got {name!r}")
+        _check_several(name, values)
+        values = [_as_tuple(value) for value in values]
         if not values or len(set(values)) < len(values):
             raise ArgumentError(name, f"must be at least one value, each once, got {values}")
     combinations = [

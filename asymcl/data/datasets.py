@@ -668,11 +668,15 @@ def imbalanced(
     return replace(self, splits=self.splits | dict(train=train[kept]))
 
 # %% ../../nbs/api/data/datasets.ipynb #cfadd4e4
+_DEFAULT_SHARES = (0.9, 0.1)  # told by identity from the same shares that a caller gives
+
+
 def fashion_mnist(
     # names or numbers 0..9 of two or more classes, or "all"
     classes: tuple | str = ("T-shirt/top", "Shirt"),
     # (classes,) shares of the training set > 0; None: long_tail_ratio or all images
-    proportions: tuple | None = (0.9, 0.1),
+    # (default: 0.9 and 0.1, or long_tail_ratio where it is given)
+    proportions: tuple | None = _DEFAULT_SHARES,
     # "sample", "download", or a folder with the four IDX files, gzipped or not
     source: str | Path = "sample",
     *,
@@ -701,7 +705,9 @@ def fashion_mnist(
     valid, train = _hold_out(labels[:n_train], valid_per_class, generator)
     splits = dict(train=train, valid=valid, test=torch.arange(n_train, len(labels)))
     data = ImageData(images, labels, names, splits, "fashion_mnist", str(source), seed)
-    if proportions is None and long_tail_ratio is None:
+    if proportions is _DEFAULT_SHARES and long_tail_ratio is not None:
+        proportions = None
+    elif proportions is None and long_tail_ratio is None:
         proportions = data.counts("train").tolist()
     shares = dict(long_tail_ratio=long_tail_ratio, total=train_total)
     return data.imbalanced(proportions, generator=generator, **shares)

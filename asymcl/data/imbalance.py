@@ -318,11 +318,12 @@ class _Cycle:
 
 # %% ../../nbs/api/data/imbalance.ipynb #9635b1e2
 class BalancedSampler(Sampler):
-    """Batches with `at_least` different images of every class and class shares as `count**alpha`.
+    """Batches for `batch_sampler=` of a PyTorch DataLoader, not for its `sampler=`.
 
-    A batch sampler of PyTorch: iterating gives one epoch, lists of `batch_size` indices, from the
-    global generator. `order` is for fastai's loaders. Raises TypeError for labels that are not
-    integers, and ValueError for values out of range."""
+    Each has `at_least` different images of every class and class shares as `count**alpha`.
+    Iterating gives one epoch, lists of `batch_size` indices, from the global generator. `order` is
+    for fastai's loaders. Raises TypeError for labels that are not integers, and ValueError for
+    values out of range."""
 
     def __init__(
         self,

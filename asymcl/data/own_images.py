@@ -31,7 +31,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 # %% ../../nbs/api/data/own_images.ipynb #d0c182a5
-from ..core.checks import ArgumentError, check_seed
+from ..core.checks import ArgumentError, check_seed, compiled_group_pattern
 from ..core.files import read_regular
 from .datasets import ImageData
 from .imbalance import split_groups
@@ -595,14 +595,7 @@ def image_folder(
 # %% ../../nbs/api/data/own_images.ipynb #63231132
 def _groups(paths, pattern):
     "Return what the first group of a pattern matches in each path; None without a match."
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"group_pattern must be a regular expression, got {pattern!r} ({error})"
-        ) from error
-    if compiled.groups < 1:
-        raise ValueError(f"group_pattern must have a (group) in parentheses, got {pattern!r}")
+    compiled = compiled_group_pattern(pattern)
     matches = [compiled.search(path) for path in paths]
     _warn_of_counters([match for match in matches if match and match[1]], pattern)
     return [match[1] if match else None for match in matches]

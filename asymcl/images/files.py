@@ -60,13 +60,14 @@ def _resolve(path, resolve_folder):
 
 # %% ../../nbs/api/images/files.ipynb #f11e0007
 def inside(
-    root,  # folder that must contain the file
+    root,  # folder that must contain the file; ~ is the home folder
     name,  # path of the file, relative to `root`
     resolve_folder=os.path.realpath,  # function that resolves the links in a folder's path
 ) -> ImageFile:
     """Find a file below a folder.
 
     Raises ValueError for a path that leads out of `root` and for a file that does not exist."""
+    root = os.path.expanduser(root)
     path = os.path.join(root, name)
     try:
         real = _resolve(path, resolve_folder)
@@ -74,7 +75,7 @@ def inside(
         raise ValueError(f"is not a valid path ({error})") from error
     real_root = resolve_folder(root)
     if real != real_root and not real.startswith(os.path.join(real_root, "")):
-        raise ValueError("is outside the folder, directly or by a link")
+        raise ValueError(f"is outside the folder {str(root)!r} (root), directly or by a link")
     if os.path.isdir(real):
         raise ValueError("is a folder, not a file")
     if not os.path.isfile(real):
@@ -423,7 +424,7 @@ def _load_uncached(files, options, workers):
 
 # %% ../../nbs/api/images/files.ipynb #a914ab40
 def load_images(
-    files: list,  # list of ImageFile
+    files: list,  # paths of files, or ImageFile
     size=64,  # side of the images in pixels, 1..4096
     *,
     channels=3,  # number of channels: 3 (colour) or 1 (greyscale)
@@ -437,7 +438,7 @@ def load_images(
     Raises ValueError for values out of range and for a cache_limit that is too small for these
     images, OSError if the cache cannot be written."""
     _check_options(size, channels, fit)
-    files = list(files)
+    files = [f if isinstance(f, ImageFile) else ImageFile(os.path.expanduser(f)) for f in files]
     options = dict(size=int(size), channels=int(channels), fit=fit)
     if cache is False:
         return _load_uncached(files, options, workers)
