@@ -221,8 +221,8 @@ class JointLearner(EncoderLearner):
 @patch
 def _renew_head(self: JointLearner):
     "Make the loss for the data as they are"
-    self._counts = self._train_counts()
-    function = classifier_loss_function(self.classifier_loss, self._counts)
+    self._own_counts = self._train_counts()
+    function = classifier_loss_function(self.classifier_loss, self._own_counts)
     classification = getattr(function, "func", function)  # fastai's losses hold PyTorch's as `func`
     contrastive, weights = self._losses
     self.joint.loss_func = JointLoss(classification, contrastive, len(self.classes), weights)
@@ -272,13 +272,8 @@ def _check_trained(self: JointLearner):
 
 
 @patch
-def _fitted_temperature(self: JointLearner):
-    "Temperature of encoder and classifier as they are now, fitted once"
-    return self._temperature_of(self._digest())
-
-
-@patch
-def _digest(self: JointLearner):
+def _mark(self: JointLearner):
+    "What changes with encoder and heads"
     return tensors_digest(self.joint.model.state_dict().values())
 
 
@@ -292,7 +287,6 @@ def _valid_logits(self: JointLearner):
 
 
 @patch
-def _take_head(self: JointLearner, loaded):
+def _take_head(self: JointLearner, head):
     "Use the classifier of a loaded model"
-    self._head.load_state_dict(loaded.head.state_dict())
-    self._temperature = (self._digest(),), loaded.temperature
+    self._head.load_state_dict(head.state_dict())

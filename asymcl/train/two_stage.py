@@ -632,7 +632,7 @@ class _Shared:
 class EncoderLearner(_Shared):
     "An encoder and a classification head: data, training, features, predictions and files"
 
-    _loaded = None  # TrainedModel from `load`, while its head is used
+    _loaded = None  # TrainedModel from `load`; decides as long as its weights are unchanged
 
     def __init__(
         self, dls, encoder, loss, classifier_loss, make_views, repeat_labels, opt_func, guards
@@ -720,7 +720,7 @@ def _renew_head(self: TwoStageLearner):
 
 @patch(as_prop=True)
 def _head(self: TwoStageLearner):
-    return self._loaded.head if self._loaded else self._classifier.model
+    return self._classifier.model if self._classifier else self._loaded.head
 
 
 @patch(as_prop=True)
@@ -851,14 +851,17 @@ def _solves(self: TwoStageLearner):
 @patch
 def new_classifier(self: TwoStageLearner) -> StageLearner:  # of features, also in `classifier`
     "Compute features with the encoder as it is now, and start a new head on them"
-    return self._learner_of(head_for_loss(self.classifier_loss, self.width, len(self.classes)))
+    head = head_for_loss(self.classifier_loss, self.width, len(self.classes))
+    learn = self._learner_of(head)
+    self._loaded = None
+    return learn
 
 
 @patch
 def _learner_of(self: TwoStageLearner, head):
     "Make the Learner of stage 2 for a head"
     features = {split: self.features(split) for split in ("train", "valid")}
-    self._counts = features["train"][1].bincount(minlength=len(self.classes)).cpu()
+    self._own_counts = features["train"][1].bincount(minlength=len(self.classes)).cpu()
     self._classifier = head_learner(
         features,
         self.classes,
@@ -868,7 +871,6 @@ def _learner_of(self: TwoStageLearner, head):
         batch_size=self.dls.train.bs,
         cbs=[StopNonFinite(g.folder) for g in self.guards if isinstance(g, StopNonFinite)],
     )
-    self._loaded = None
     self._encoder_tensors = _copied_tensors(self.encoder)
     return self._classifier
 
@@ -1006,17 +1008,28 @@ def fit(
 
 # %% ../../nbs/api/train/two_stage.ipynb #6d21e9f4
 @patch
-def _fitted_temperature(self: TwoStageLearner):
-    "Temperature of the head as it is now, fitted once"
-    if self._loaded is not None:
-        return self._loaded.temperature
-    head = self._classifier.model
-    return self._temperature_of(id(head), tensors_digest(head.state_dict().values()))
+def _mark(self: TwoStageLearner):
+    "What changes with the head"
+    return id(self._head), tensors_digest(self._head.state_dict().values())
 
 
 @patch
-def _temperature_of(self: EncoderLearner, *mark):
-    "Temperature of the head with this mark, fitted once"
+def _unchanged(self: EncoderLearner):
+    "TrainedModel from `load`; None if there is none, or if weights have changed since"
+    return self._loaded if self._loaded and self._loaded_mark == self._mark() else None
+
+
+@patch(as_prop=True)
+def _counts(self: EncoderLearner):
+    "Number of training images of each class (classes,), of the loaded model or of the learner"
+    loaded = self._unchanged()
+    return torch.tensor(loaded.about["train_counts"]) if loaded else self._own_counts
+
+
+@patch
+def _fitted_temperature(self: EncoderLearner):
+    "Temperature of encoder and head as they are now, fitted once"
+    mark = self._mark()
     if self._temperature is None or self._temperature[0] != mark:
         self._temperature = mark, fit_temperature(*self._valid_logits())
     return self._temperature[1]
@@ -1043,7 +1056,7 @@ def probabilities(
     model = self._model()
     x, y = self.features(split)
     logits = model.head.eval().to(x.device)(x).cpu()
-    return (logits / model.temperature).softmax(1), None if y is None else y.cpu()
+    return model.probabilities(logits), None if y is None else y.cpu()
 
 # %% ../../nbs/api/train/two_stage.ipynb #21ee6d7a
 @patch
@@ -1062,12 +1075,14 @@ def _image_settings(self: EncoderLearner):
 def _model(self: EncoderLearner):
     "TrainedModel of this learner's encoder and head, for predictions; RuntimeError without a head"
     self._check_trained()
+    parts = dict(encoder=self.encoder, head=self._head, batch_size=self.dls.valid.bs)
+    loaded = self._unchanged()
+    if loaded is not None:
+        return replace(loaded, **parts)
     return TrainedModel(
-        encoder=self.encoder,
-        head=self._head,
+        **parts,
         classes=tuple(self.classes),
         temperature=self._fitted_temperature(),
-        batch_size=self.dls.valid.bs,
         **self._image_settings(),
     )
 
@@ -1108,9 +1123,7 @@ def trained_model(
 ) -> TrainedModel:  # copy on the CPU, in evaluation mode
     "Copy the trained model, for use without the learner. Raises RuntimeError without a head."
     model = self._model()
-    if self._loaded is not None:
-        model = replace(self._loaded, encoder=self.encoder)
-    else:
+    if self._unchanged() is None:
         model.valid_logits, model.valid_labels = self._valid_logits()
         model.about = self._about(model)
     return replace(
@@ -1195,7 +1208,7 @@ def load(
     self: EncoderLearner,
     path: str | Path,  # file that `save` has written
 ):
-    """Load encoder and heads from a file.
+    """Load encoder and heads from a file, with its temperature, prior and operating point.
 
     Raises OSError for a file that cannot be read, ValueError for one that does not fit."""
     loaded = load_model(path, deepcopy(self.encoder))
@@ -1207,14 +1220,15 @@ def load(
         ) from error
     self._projection_head.load_state_dict(loaded.projection_head.state_dict())
     self.encoder.load_state_dict(loaded.encoder.state_dict())
-    self._counts = torch.tensor(loaded.about["train_counts"])
-    self._take_head(loaded)
+    self._take_head(loaded.head)
+    self._loaded = replace(loaded, encoder=self.encoder)
+    self._loaded_mark = self._mark()
 
 
 @patch
-def _take_head(self: TwoStageLearner, loaded):
-    "Use the head of a loaded model"
-    self._classifier, self._loaded = None, replace(loaded, encoder=self.encoder)
+def _take_head(self: TwoStageLearner, head):
+    "Discard the head of this learner, for a loaded one"
+    self._classifier = None
     self._encoder_tensors = _copied_tensors(self.encoder)
 
 # %% ../../nbs/api/train/two_stage.ipynb #e8d7042b

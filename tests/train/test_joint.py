@@ -8,6 +8,9 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from asymcl.data.datasets import ImageData
+from asymcl.decisions import Threshold
+from asymcl.infer import load_model
+from asymcl.infer.card import with_operating_point
 from asymcl.losses import ACL, AFCL, CL, NTXentLoss, SupMinLoss, SupPrototypeLoss
 from asymcl.train.baselines import BCL, KCL
 from asymcl.train.guards import NonFiniteError, WatchEmbeddings
@@ -184,3 +187,22 @@ def test_predictions_of_the_fastai_learner_are_of_the_classifier(tmp_path):
     learn.joint.path = tmp_path
     learn.joint.lr_find(num_it=5, show_plot=False)
     assert all(a.equal(b) for a, b in zip(before, weights(learn), strict=True))
+
+
+def test_a_loaded_model_decides_as_its_file_until_it_is_trained_further(tmp_path):
+    learn, file = make(), tmp_path / "model.safetensors"
+    learn.fit(1, RATE)
+    learn.save(file)
+    images = learn.dls.image_data.images
+    for change in (
+        lambda model: model.at_prevalence("b", 0.9),
+        lambda model: with_operating_point(model, Threshold(1, 0.01, 1, 0, 1)),
+    ):
+        change(load_model(file, tiny_encoder())).save(tmp_path / "changed.safetensors")
+        learn.load(tmp_path / "changed.safetensors")
+        names, p = load_model(tmp_path / "changed.safetensors", tiny_encoder()).predict(images)
+        for model in (learn, learn.trained_model()):
+            assert model.predict(images)[0] == names
+            assert model.predict(images)[1].allclose(p)
+    learn.fit(1, RATE)
+    assert "operating_point" not in learn.trained_model().about
