@@ -290,3 +290,21 @@ def _valid_logits(self: JointLearner):
 def _take_head(self: JointLearner, head):
     "Use the classifier of a loaded model"
     self._head.load_state_dict(head.state_dict())
+
+# %% ../../nbs/api/train/joint.ipynb #0217742b
+def _kind(head):
+    "Type of a head, with its scale if it has one"
+    scale = getattr(head, "scale", None)
+    name = type(head).__name__
+    return name if scale is None else f"{name} with scale {scale:g}"
+
+
+@patch
+def _check_fits(self: JointLearner, model):
+    "Raise ValueError or RuntimeError for a loaded model that does not fit this learner"
+    saved, own = _kind(model.head), _kind(self._head)
+    if saved != own:
+        raise ValueError(
+            f"its head is {saved}, that of the learner {own}; use `load_model` to predict with it"
+        )
+    EncoderLearner._check_fits(self, model)

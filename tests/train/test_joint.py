@@ -1,5 +1,7 @@
 """Joint training: a toy with a known answer, failures, precision, chunks and mixtures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fastai.callback.mixup import MixUp
@@ -12,6 +14,7 @@ from asymcl.decisions import Threshold
 from asymcl.infer import load_model
 from asymcl.infer.card import with_operating_point
 from asymcl.losses import ACL, AFCL, CL, NTXentLoss, SupMinLoss, SupPrototypeLoss
+from asymcl.models import NormalizedLinear, UnitLengthLinear
 from asymcl.train.baselines import BCL, KCL
 from asymcl.train.guards import NonFiniteError, WatchEmbeddings
 from asymcl.train.joint import ClassifierBCL, JointLearner
@@ -206,3 +209,29 @@ def test_a_loaded_model_decides_as_its_file_until_it_is_trained_further(tmp_path
             assert model.predict(images)[1].allclose(p)
     learn.fit(1, RATE)
     assert "operating_point" not in learn.trained_model().about
+
+
+@pytest.mark.parametrize(
+    "loss, head, message",
+    [
+        (
+            "cross_entropy",
+            UnitLengthLinear(6, 2),
+            "is UnitLengthLinear, that of the learner Linear",
+        ),
+        (
+            "ldam",
+            NormalizedLinear(6, 2, 10.0),
+            "with scale 10, that .* NormalizedLinear with scale 30",
+        ),
+    ],
+)
+def test_a_file_with_another_kind_of_head_is_not_loaded(loss, head, message, tmp_path):
+    learn, file = make(classifier_loss=loss), tmp_path / "model.safetensors"
+    learn.fit(1, RATE)
+    projection = learn.joint.model[1].projection
+    replace(learn.trained_model(), head=head, projection_head=projection).save(file)
+    before = weights(learn)
+    with pytest.raises(ValueError, match=message):
+        learn.load(file)
+    assert all(a.equal(b) for a, b in zip(before, weights(learn), strict=True))
