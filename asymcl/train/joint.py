@@ -179,7 +179,6 @@ class JointLearner(EncoderLearner):
     and ArgumentError for a precision that the device lacks."""
 
     _stage = "joint"
-    _fixed = (*EncoderLearner._fixed, "classifier_loss")
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -586,14 +587,24 @@ def _first_batch(dls):
 class _Shared:
     "What is stored in the fastai Learner, and what cannot be set later"
 
-    _fixed = ("encoder", "width", "make_views", "precision", "guards", "opt_func")
     _stage = None  # name of the fastai Learner that trains the encoder
+    _settable = ("dls",)
+    _in_stage = dict(metrics="metrics")  # name to that in the fastai Learner, which can be set
 
     def __setattr__(self, name, value):
-        if name in self._fixed and self._stage in vars(self):
-            kind = type(self).__name__
-            raise AttributeError(f"{name} cannot be set later; make a new {kind}")
+        private = name.startswith("_")
+        if not private and name not in self._settable and self._stage in vars(self):
+            raise AttributeError(self._why_fixed(name))
         super().__setattr__(name, value)
+
+    def _why_fixed(self, name):
+        "Text of the error for a name that cannot be set"
+        kind = type(self)
+        if name in self._in_stage:
+            return f"{name} cannot be set later; set {self._stage}.{self._in_stage[name]}"
+        if name in vars(self) or hasattr(kind, name) or name in signature(kind).parameters:
+            return f"{name} cannot be set later; make a new {kind.__name__}"
+        return f"{kind.__name__} has no {name} to set, only {' and '.join(self._settable)}"
 
     @property
     def _learner(self):
@@ -625,7 +636,7 @@ class _Shared:
                 f"classes {classes} and images {tuple(images.shape)}; make a new "
                 f"{type(self).__name__}"
             )
-        self._learner.dls, self.image_shape = dls, tuple(images.shape[1:])
+        self._learner.dls, vars(self)["image_shape"] = dls, tuple(images.shape[1:])
         self._renew_head()
 
 # %% ../../nbs/api/train/two_stage.ipynb #c64453c4
@@ -679,6 +690,8 @@ class TwoStageLearner(EncoderLearner):
     do not fit together, and ArgumentError for a precision that the device lacks."""
 
     _stage = "contrastive"
+    _settable = ("dls", "classifier_loss")
+    _in_stage = dict(loss="loss_func", loss_func="loss_func", metrics="metrics")
 
     def __init__(
         self,
