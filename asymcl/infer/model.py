@@ -595,6 +595,7 @@ class Answer(NamedTuple):
     problem: str | None = None  # reason why the file cannot be read; None: no problem
     probabilities: torch.Tensor | None = None  # (classes,)
     features: torch.Tensor | None = None  # (width,)
+    label: int | None = None  # index of the class that `predict` gives
 
 
 @patch
@@ -632,7 +633,9 @@ def _answers(self: TrainedModel, files, chunk, workers):
         results = iter(())
         if pixels:
             features, logits = self.outputs(torch.stack(pixels))
-            results = zip(self.probabilities(logits), features, strict=True)
+            p = self.probabilities(logits)
+            labels = decide(p, operating_point(self)).tolist()
+            results = zip(p, features, labels, strict=True)
         for file, image in some:
             yield Answer(file, image.problem, *(() if image.problem else next(results)))
 
