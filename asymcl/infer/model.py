@@ -177,7 +177,14 @@ def probabilities(
     self: TrainedModel,
     logits: torch.Tensor,  # (n, classes)
 ) -> torch.Tensor:  # (n, classes)
-    "Convert logits to probabilities, by temperature and prior"
+    """Convert logits to probabilities, by temperature and prior.
+
+    Raises ValueError for another shape, such as that of images."""
+    if logits.ndim != 2 or logits.shape[1] != len(self.classes):
+        raise ValueError(
+            f"logits must have shape (n, {len(self.classes)}), got {tuple(logits.shape)}; "
+            "for images call predict"
+        )
     logits = logits / self.temperature
     if self.prior is not None:
         logits = logits + torch.tensor(self.prior.weights).log()
