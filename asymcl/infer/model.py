@@ -605,10 +605,15 @@ class Answer(NamedTuple):
     label: int | None = None  # index of the class that `predict` gives
 
 
+def _listed(paths):
+    "Paths; a single one as a list"
+    return [paths] if isinstance(paths, str | os.PathLike) else paths
+
+
 @patch
 def predict_files(
     self: TrainedModel,
-    files: list | Iterator,  # iterable of paths
+    files: str | Path | list | Iterator,  # path, or iterable of paths
     chunk=128,  # number of files whose pixels are in memory at a time, >= 1
     workers: int | None = None,  # decoding processes; None: one for each core if it pays; 0: none
 ) -> Iterator[Answer]:  # one for each file, in the same order
@@ -625,7 +630,7 @@ def predict_files(
             "files need a model with the mean and std of its training images, "
             "and this model was saved without"
         )
-    return self._answers([str(f) for f in files], chunk, workers)
+    return self._answers([str(f) for f in _listed(files)], chunk, workers)
 
 # %% ../../nbs/api/infer/model.ipynb #8f492b25
 @patch
@@ -651,13 +656,13 @@ _ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jp2")
 
 
 def image_paths(
-    paths,  # files and folders
+    paths: str | Path | list | Iterator,  # file or folder, or iterable of them
 ) -> list:  # paths of files, those in a folder sorted
     """List the image files in folders and their subfolders, without hidden ones.
 
     Raises FileNotFoundError for a missing path, ValueError for a folder without images."""
     found = []
-    for path in map(Path, paths):
+    for path in map(Path, _listed(paths)):
         if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
         inside = _images_below(path) if path.is_dir() else [path]
