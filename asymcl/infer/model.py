@@ -266,7 +266,7 @@ def calibration_problem(self: TrainedModel) -> str | None:  # None for calibrate
 def _label_of(model, name):
     "Index of a class; raises ValueError for an unknown one"
     if name not in model.classes:
-        raise ValueError(f"class must be one of {', '.join(model.classes)}, got {name!r}")
+        raise ValueError(f"name must be one of {', '.join(model.classes)}, got {name!r}")
     return model.classes.index(name)
 
 
@@ -699,7 +699,7 @@ def nearest(
         )
     known = F.normalize(self.gallery.features.float(), dim=1)
     if not 1 <= k <= len(known):
-        raise ValueError(f"neighbours must be in 1..{len(known)}, got {k}")
+        raise ValueError(f"k: neighbours must be in 1..{len(known)}, got {k}")
     found = [
         (F.normalize(some.float(), dim=1) @ known.T).topk(k)
         for some in features.split(1024)  # to limit the memory

@@ -9,6 +9,7 @@ __all__ = ['JointHeads', 'JointLoss', 'ClassifierBCL', 'JointLearner']
 
 # %% ../../nbs/api/train/joint.ipynb #e146e368
 import math
+from collections.abc import Iterable
 from numbers import Real
 
 import torch
@@ -95,7 +96,8 @@ class JointLoss(nn.Module):
 # %% ../../nbs/api/train/joint.ipynb #49f92a7a
 def _check_weights(weights):
     "Raise ValueError unless `weights` are two finite numbers >= 0, not both zero"
-    numbers = [isinstance(w, Real) and math.isfinite(w) and w >= 0 for w in weights]
+    given = weights if isinstance(weights, Iterable) else []
+    numbers = [isinstance(w, Real) and math.isfinite(w) and w >= 0 for w in given]
     if numbers != [True, True] or not any(weights):
         raise ValueError(f"loss_weights must be two finite numbers >= 0, not both 0, got {weights}")
 

@@ -333,16 +333,17 @@ def fused_adam(
 def check_schedule(
     epochs,  # number of epochs, an integer >= 1
     lr,  # learning rate > 0; a slice or list: one for each group of parameters; None: the default
+    prefix="",  # of the names of both in an error, such as "contrastive_"
 ):
     "Raise ValueError for numbers that cannot be trained with"
     if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
-        raise ValueError(f"epochs must be an integer >= 1, got {epochs!r}")
+        raise ValueError(f"{prefix}epochs must be an integer >= 1, got {epochs!r}")
     rates = L(lr)  # empty for None
     if isinstance(lr, slice):
         rates = [rate for rate in (lr.start, lr.stop) if rate is not None]
     valid = [isinstance(rate, Real) and math.isfinite(rate) and rate > 0 for rate in rates]
     if not all(valid) or (lr is not None and not valid):
-        raise ValueError(f"lr must be > 0, or a slice or list of such rates, got {lr!r}")
+        raise ValueError(f"{prefix}lr must be > 0, or a slice or list of such rates, got {lr!r}")
 
 # %% ../../nbs/api/train/two_stage.ipynb #a04c0153
 class StageLearner(Learner):
@@ -930,13 +931,13 @@ def classifier(self: TwoStageLearner):
 
 # %% ../../nbs/api/train/two_stage.ipynb #136cb5d9
 @patch
-def _stage_2_schedule(self: TwoStageLearner, epochs, lr, **others):
+def _stage_2_schedule(self: TwoStageLearner, epochs, lr, prefix="", **others):
     "Epochs and learning rate of a trained head; ValueError for what the head cannot use"
     if not self._solves:
         epochs, lr = 10 if epochs is None else epochs, 1e-2 if lr is None else lr
-        check_schedule(epochs, lr)
+        check_schedule(epochs, lr, prefix)
         return epochs, lr
-    for name, value in dict(epochs=epochs, lr=lr, **others).items():
+    for name, value in {f"{prefix}epochs": epochs, f"{prefix}lr": lr, **others}.items():
         if value is not None:
             raise ValueError(
                 f"{name} must be None for classifier_loss={self.classifier_loss!r}, which computes "
@@ -957,7 +958,7 @@ def fit_classifier(
 
     A further call trains a head further, or a new one if the encoder has changed. Raises ValueError
     for arguments that the head cannot use and for a class with too few training images."""
-    schedule = self._stage_2_schedule(epochs, lr, **kwargs)
+    schedule = self._stage_2_schedule(epochs, lr, keep=keep, resume=resume or None, **kwargs)
     no_head = self._classifier is None and self._loaded is None
     if no_head or not _has_tensors(self.encoder, self._encoder_tensors):
         self.new_classifier()
@@ -1014,10 +1015,12 @@ def fit(
 
     Raises ValueError as `fit_contrastive` and `fit_classifier` do, the latter before stage 1, and
     OSError for a folder that cannot be used."""
-    self._stage_2_schedule(classifier_epochs, classifier_lr)
+    check_schedule(contrastive_epochs, contrastive_lr, "contrastive_")
+    self._stage_2_schedule(classifier_epochs, classifier_lr, "classifier_")
     self._check_solvable()
     self.fit_contrastive(contrastive_epochs, contrastive_lr, keep, resume, cbs=cbs)
-    self.fit_classifier(classifier_epochs, classifier_lr, keep, resume)
+    kept = {} if self._solves else dict(keep=keep, resume=resume)
+    self.fit_classifier(classifier_epochs, classifier_lr, **kept)
 
 # %% ../../nbs/api/train/two_stage.ipynb #6d21e9f4
 @patch
