@@ -116,6 +116,18 @@ def _check_images(images, channels):
         )
 
 
+def _warn_of_size(images, image_shape):
+    "Warn of images of another size than those of the training"
+    size, trained = tuple(images.shape[2:]), tuple(image_shape[1:])
+    if size != trained:
+        warnings.warn(
+            f"images have {size[0]} x {size[1]} pixels, the model was trained with "
+            f"{trained[0]} x {trained[1]}, and may err more often; resize them, as predict_files "
+            "does",
+            stacklevel=3,
+        )
+
+
 @patch
 def _normalized(self: TrainedModel, images):
     "Normalise uint8 images"
@@ -144,8 +156,10 @@ def outputs(
 ) -> tuple:  # features (n, width) and logits (n, classes), on the CPU
     """Compute features and logits of images.
 
-    Raises TypeError or ValueError for another type or shape, ValueError for NaN logits."""
+    Raises TypeError or ValueError for another type or shape, ValueError for NaN logits. Warns of
+    another height or width than in training."""
     _check_images(images, self.image_shape[0])
+    _warn_of_size(images, self.image_shape)
     device = next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
     features = [
         encode(self.encoder, self._normalized(batch).to(device))
