@@ -116,18 +116,6 @@ def _check_images(images, channels):
         )
 
 
-def _warn_of_size(images, image_shape):
-    "Warn of images of another size than those of the training"
-    size, trained = tuple(images.shape[2:]), tuple(image_shape[1:])
-    if size != trained:
-        warnings.warn(
-            f"images have {size[0]} x {size[1]} pixels, the model was trained with "
-            f"{trained[0]} x {trained[1]}, and may err more often; resize them, as predict_files "
-            "does",
-            stacklevel=3,
-        )
-
-
 @patch
 def _normalized(self: TrainedModel, images):
     "Normalise uint8 images"
@@ -147,6 +135,26 @@ def _black_images(self: TrainedModel, n):
     dtype = torch.float32 if self.mean is None else torch.uint8
     return torch.zeros(n, *self.image_shape, dtype=dtype)
 
+# %% ../../nbs/api/infer/model.ipynb #1e692d1c
+def _warn_of_images(model, images):
+    "Warn of images that a model can process, but probably not as they are meant"
+    size, trained = tuple(images.shape[2:]), tuple(model.image_shape[1:])
+    if size != trained:
+        warnings.warn(
+            f"images have {size[0]} x {size[1]} pixels, the model was trained with "
+            f"{trained[0]} x {trained[1]}, and may err more often; resize them, as predict_files "
+            "does",
+            stacklevel=3,
+        )
+    expects_negative = model.mean is not None and (model.mean > 0).any()
+    if images.dtype != torch.uint8 and expects_negative and 0 <= images.min() < images.max() <= 1:
+        warnings.warn(
+            f"images have values from {images.min():g} to {images.max():g}, which look like pixels "
+            "that are not normalised; convert them to uint8 (images.mul(255).byte()), or subtract "
+            "the mean and divide by the std of the model",
+            stacklevel=3,
+        )
+
 # %% ../../nbs/api/infer/model.ipynb #acf64962
 @patch
 @torch.no_grad()
@@ -157,9 +165,9 @@ def outputs(
     """Compute features and logits of images.
 
     Raises TypeError or ValueError for another type or shape, ValueError for NaN logits. Warns of
-    another height or width than in training."""
+    another height or width than in training, and of floats in 0..1 where others are expected."""
     _check_images(images, self.image_shape[0])
-    _warn_of_size(images, self.image_shape)
+    _warn_of_images(self, images)
     device = next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
     features = [
         encode(self.encoder, self._normalized(batch).to(device))
