@@ -781,14 +781,19 @@ def _train_encoder(self: EncoderLearner, stage, epochs, lr, keep, resume, **kwar
     self._train(self._learner, stage, settings, epochs, lr, keep, resume, **kwargs)
 
 # %% ../../nbs/api/train/two_stage.ipynb #5e001a32
+def _check_resume(keep, resume):
+    "Raise ValueError for resuming without a folder"
+    if resume and keep is None:
+        raise ValueError("resume=True needs keep, the folder to resume from")
+
+
 @patch
 def _train(
     self: EncoderLearner, learn, stage, settings, epochs, lr, keep, resume, cbs=None, **kwargs
 ):
     "Call fit_one_cycle of one stage; save every epoch if there is a folder"
+    _check_resume(keep, resume)
     if keep is None:
-        if resume:
-            raise ValueError("resume=True needs keep, the folder to resume from")
         return learn.fit_one_cycle(epochs, lr, cbs=cbs, **kwargs)
     if world_size() > 1:
         raise ValueError(f"keep must be None if several processes train, got {keep}")
@@ -958,7 +963,8 @@ def fit_classifier(
 
     A further call trains a head further, or a new one if the encoder has changed. Raises ValueError
     for arguments that the head cannot use and for a class with too few training images."""
-    schedule = self._stage_2_schedule(epochs, lr, keep=keep, resume=resume or None, **kwargs)
+    _check_resume(keep, resume)
+    schedule = self._stage_2_schedule(epochs, lr, keep=keep, **kwargs)
     no_head = self._classifier is None and self._loaded is None
     if no_head or not _has_tensors(self.encoder, self._encoder_tensors):
         self.new_classifier()
