@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..decisions import decide
+from .card import operating_point
 from ..models import encode
 from ..views import normalized
 
@@ -154,10 +156,11 @@ def overlay(
 def maps_or_reason(
     model,  # TrainedModel
     images,  # (n, channels, height, width), as for `grad_cam`
-) -> tuple:  # maps (n, height, width) of the most probable classes and None, or None and a text
+    labels=None,  # (n,) int64, class of each map; None: the most probable
+) -> tuple:  # maps (n, height, width) and None, or None and a text
     "Compute maps; give the reason where the model or the installation allows none."
     try:
-        return grad_cam(model, images), None
+        return grad_cam(model, images, labels), None
     except ImportError as error:
         return None, str(error)
     except (ValueError, RuntimeError) as error:  # RuntimeError: a part without a gradient
@@ -177,8 +180,7 @@ def _name(label, classes, true):
 
 def _columns(model, image, map, label, near, training_image):
     "Pictures of a row with titles and colours"
-    p, neighbours, cosines = near
-    predicted = int(p.argmax())
+    predicted, p, neighbours, cosines = near
     name, colour = _name(predicted, model.classes, label)
     columns = [(rgb_array(image), f"{name} {p[predicted]:.1%}\nis {model.classes[label]}", colour)]
     if map is not None:
@@ -198,14 +200,15 @@ def plot_explanations(
     training_image: callable,  # row of the gallery to its image (channels, height, width) uint8
     neighbours=3,  # number of nearest training images, 1..images of the gallery
 ) -> plt.Figure:  # a row for each image
-    """Show images with their probability, their Grad-CAM map and the nearest training images.
+    """Show images with the class that `predict` gives, its map, and the nearest training images.
 
     A line below says why the probabilities are not calibrated, or why there are no maps. Raises
     ValueError for a model without a gallery and for neighbours out of range."""
     features, logits = model.outputs(images)
     p = model.probabilities(logits)
-    near = zip(p, *model.nearest(features, neighbours), strict=True)
-    maps, reason = maps_or_reason(model, images)
+    predicted = torch.from_numpy(decide(p, operating_point(model)))
+    near = zip(predicted.tolist(), p, *model.nearest(features, neighbours), strict=True)
+    maps, reason = maps_or_reason(model, images, predicted)
     maps = [None] * len(images) if maps is None else maps
     rows = [
         _columns(model, image, map, int(label), found, training_image)

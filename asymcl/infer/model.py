@@ -135,6 +135,26 @@ def _black_images(self: TrainedModel, n):
     dtype = torch.float32 if self.mean is None else torch.uint8
     return torch.zeros(n, *self.image_shape, dtype=dtype)
 
+# %% ../../nbs/api/infer/model.ipynb #1e692d1c
+def _warn_of_images(model, images):
+    "Warn of images that a model can process, but probably not as they are meant"
+    size, trained = tuple(images.shape[2:]), tuple(model.image_shape[1:])
+    if size != trained:
+        warnings.warn(
+            f"images have {size[0]} x {size[1]} pixels, the model was trained with "
+            f"{trained[0]} x {trained[1]}, and may err more often; resize them, as predict_files "
+            "does",
+            stacklevel=3,
+        )
+    expects_negative = model.mean is not None and (model.mean > 0).any()
+    if images.dtype != torch.uint8 and expects_negative and 0 <= images.min() < images.max() <= 1:
+        warnings.warn(
+            f"images have values from {images.min():g} to {images.max():g}, which look like pixels "
+            "that are not normalised; convert them to uint8 (images.mul(255).byte()), or subtract "
+            "the mean and divide by the std of the model",
+            stacklevel=3,
+        )
+
 # %% ../../nbs/api/infer/model.ipynb #acf64962
 @patch
 @torch.no_grad()
@@ -144,8 +164,10 @@ def outputs(
 ) -> tuple:  # features (n, width) and logits (n, classes), on the CPU
     """Compute features and logits of images.
 
-    Raises TypeError or ValueError for another type or shape, ValueError for NaN logits."""
+    Raises TypeError or ValueError for another type or shape, ValueError for NaN logits. Warns of
+    another height or width than in training, and of floats in 0..1 where others are expected."""
     _check_images(images, self.image_shape[0])
+    _warn_of_images(self, images)
     device = next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
     features = [
         encode(self.encoder, self._normalized(batch).to(device))
@@ -177,7 +199,14 @@ def probabilities(
     self: TrainedModel,
     logits: torch.Tensor,  # (n, classes)
 ) -> torch.Tensor:  # (n, classes)
-    "Convert logits to probabilities, by temperature and prior"
+    """Convert logits to probabilities, by temperature and prior.
+
+    Raises ValueError for another shape, such as that of images."""
+    if logits.ndim != 2 or logits.shape[1] != len(self.classes):
+        raise ValueError(
+            f"logits must have shape (n, {len(self.classes)}), got {tuple(logits.shape)}; "
+            "for images call predict"
+        )
     logits = logits / self.temperature
     if self.prior is not None:
         logits = logits + torch.tensor(self.prior.weights).log()
@@ -259,7 +288,7 @@ def calibration_problem(self: TrainedModel) -> str | None:  # None for calibrate
 def _label_of(model, name):
     "Index of a class; raises ValueError for an unknown one"
     if name not in model.classes:
-        raise ValueError(f"class must be one of {', '.join(model.classes)}, got {name!r}")
+        raise ValueError(f"name must be one of {', '.join(model.classes)}, got {name!r}")
     return model.classes.index(name)
 
 
@@ -595,12 +624,18 @@ class Answer(NamedTuple):
     problem: str | None = None  # reason why the file cannot be read; None: no problem
     probabilities: torch.Tensor | None = None  # (classes,)
     features: torch.Tensor | None = None  # (width,)
+    label: int | None = None  # index of the class that `predict` gives
+
+
+def _listed(paths):
+    "Paths; a single one as a list"
+    return [paths] if isinstance(paths, str | os.PathLike) else paths
 
 
 @patch
 def predict_files(
     self: TrainedModel,
-    files: list | Iterator,  # iterable of paths
+    files: str | Path | list | Iterator,  # path, or iterable of paths
     chunk=128,  # number of files whose pixels are in memory at a time, >= 1
     workers: int | None = None,  # decoding processes; None: one for each core if it pays; 0: none
 ) -> Iterator[Answer]:  # one for each file, in the same order
@@ -617,7 +652,7 @@ def predict_files(
             "files need a model with the mean and std of its training images, "
             "and this model was saved without"
         )
-    return self._answers([str(f) for f in files], chunk, workers)
+    return self._answers([str(f) for f in _listed(files)], chunk, workers)
 
 # %% ../../nbs/api/infer/model.ipynb #8f492b25
 @patch
@@ -632,7 +667,9 @@ def _answers(self: TrainedModel, files, chunk, workers):
         results = iter(())
         if pixels:
             features, logits = self.outputs(torch.stack(pixels))
-            results = zip(self.probabilities(logits), features, strict=True)
+            p = self.probabilities(logits)
+            labels = decide(p, operating_point(self)).tolist()
+            results = zip(p, features, labels, strict=True)
         for file, image in some:
             yield Answer(file, image.problem, *(() if image.problem else next(results)))
 
@@ -641,13 +678,13 @@ _ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jp2")
 
 
 def image_paths(
-    paths,  # files and folders
+    paths: str | Path | list | Iterator,  # file or folder, or iterable of them
 ) -> list:  # paths of files, those in a folder sorted
     """List the image files in folders and their subfolders, without hidden ones.
 
     Raises FileNotFoundError for a missing path, ValueError for a folder without images."""
     found = []
-    for path in map(Path, paths):
+    for path in map(Path, _listed(paths)):
         if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {str(path)!r}")
         inside = _images_below(path) if path.is_dir() else [path]
@@ -684,7 +721,7 @@ def nearest(
         )
     known = F.normalize(self.gallery.features.float(), dim=1)
     if not 1 <= k <= len(known):
-        raise ValueError(f"neighbours must be in 1..{len(known)}, got {k}")
+        raise ValueError(f"k: neighbours must be in 1..{len(known)}, got {k}")
     found = [
         (F.normalize(some.float(), dim=1) @ known.T).topk(k)
         for some in features.split(1024)  # to limit the memory

@@ -9,6 +9,7 @@ __all__ = ['JointHeads', 'JointLoss', 'ClassifierBCL', 'JointLearner']
 
 # %% ../../nbs/api/train/joint.ipynb #e146e368
 import math
+from collections.abc import Iterable
 from numbers import Real
 
 import torch
@@ -95,7 +96,8 @@ class JointLoss(nn.Module):
 # %% ../../nbs/api/train/joint.ipynb #49f92a7a
 def _check_weights(weights):
     "Raise ValueError unless `weights` are two finite numbers >= 0, not both zero"
-    numbers = [isinstance(w, Real) and math.isfinite(w) and w >= 0 for w in weights]
+    given = weights if isinstance(weights, Iterable) else []
+    numbers = [isinstance(w, Real) and math.isfinite(w) and w >= 0 for w in given]
     if numbers != [True, True] or not any(weights):
         raise ValueError(f"loss_weights must be two finite numbers >= 0, not both 0, got {weights}")
 
@@ -179,7 +181,6 @@ class JointLearner(EncoderLearner):
     and ArgumentError for a precision that the device lacks."""
 
     _stage = "joint"
-    _fixed = (*EncoderLearner._fixed, "classifier_loss")
 
     def __init__(
         self,
@@ -221,8 +222,8 @@ class JointLearner(EncoderLearner):
 @patch
 def _renew_head(self: JointLearner):
     "Make the loss for the data as they are"
-    self._counts = self._train_counts()
-    function = classifier_loss_function(self.classifier_loss, self._counts)
+    self._own_counts = self._train_counts()
+    function = classifier_loss_function(self.classifier_loss, self._own_counts)
     classification = getattr(function, "func", function)  # fastai's losses hold PyTorch's as `func`
     contrastive, weights = self._losses
     self.joint.loss_func = JointLoss(classification, contrastive, len(self.classes), weights)
@@ -272,13 +273,8 @@ def _check_trained(self: JointLearner):
 
 
 @patch
-def _fitted_temperature(self: JointLearner):
-    "Temperature of encoder and classifier as they are now, fitted once"
-    return self._temperature_of(self._digest())
-
-
-@patch
-def _digest(self: JointLearner):
+def _mark(self: JointLearner):
+    "What changes with encoder and heads"
     return tensors_digest(self.joint.model.state_dict().values())
 
 
@@ -292,7 +288,24 @@ def _valid_logits(self: JointLearner):
 
 
 @patch
-def _take_head(self: JointLearner, loaded):
+def _take_head(self: JointLearner, head):
     "Use the classifier of a loaded model"
-    self._head.load_state_dict(loaded.head.state_dict())
-    self._temperature = (self._digest(),), loaded.temperature
+    self._head.load_state_dict(head.state_dict())
+
+# %% ../../nbs/api/train/joint.ipynb #0217742b
+def _kind(head):
+    "Type of a head, with its scale if it has one"
+    scale = getattr(head, "scale", None)
+    name = type(head).__name__
+    return name if scale is None else f"{name} with scale {scale:g}"
+
+
+@patch
+def _check_fits(self: JointLearner, model):
+    "Raise ValueError or RuntimeError for a loaded model that does not fit this learner"
+    saved, own = _kind(model.head), _kind(self._head)
+    if saved != own:
+        raise ValueError(
+            f"its head is {saved}, that of the learner {own}; use `load_model` to predict with it"
+        )
+    EncoderLearner._check_fits(self, model)

@@ -16,6 +16,7 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -358,16 +359,17 @@ def fused_adam(
 def check_schedule(
     epochs,  # number of epochs, an integer >= 1
     lr,  # learning rate > 0; a slice or list: one for each group of parameters; None: the default
+    prefix="",  # of the names of both in an error, such as "contrastive_"
 ):
     "Raise ValueError for numbers that cannot be trained with"
     if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
-        raise ValueError(f"epochs must be an integer >= 1, got {epochs!r}")
+        raise ValueError(f"{prefix}epochs must be an integer >= 1, got {epochs!r}")
     rates = L(lr)  # empty for None
     if isinstance(lr, slice):
         rates = [rate for rate in (lr.start, lr.stop) if rate is not None]
     valid = [isinstance(rate, Real) and math.isfinite(rate) and rate > 0 for rate in rates]
     if not all(valid) or (lr is not None and not valid):
-        raise ValueError(f"lr must be > 0, or a slice or list of such rates, got {lr!r}")
+        raise ValueError(f"{prefix}lr must be > 0, or a slice or list of such rates, got {lr!r}")
 
 # %% ../../nbs/api/train/two_stage.ipynb #a04c0153
 class StageLearner(Learner):
@@ -612,14 +614,24 @@ def _first_batch(dls):
 class _Shared:
     "What is stored in the fastai Learner, and what cannot be set later"
 
-    _fixed = ("encoder", "width", "make_views", "precision", "guards", "opt_func")
     _stage = None  # name of the fastai Learner that trains the encoder
+    _settable = ("dls",)
+    _in_stage = dict(metrics="metrics")  # name to that in the fastai Learner, which can be set
 
     def __setattr__(self, name, value):
-        if name in self._fixed and self._stage in vars(self):
-            kind = type(self).__name__
-            raise AttributeError(f"{name} cannot be set later; make a new {kind}")
+        private = name.startswith("_")
+        if not private and name not in self._settable and self._stage in vars(self):
+            raise AttributeError(self._why_fixed(name))
         super().__setattr__(name, value)
+
+    def _why_fixed(self, name):
+        "Text of the error for a name that cannot be set"
+        kind = type(self)
+        if name in self._in_stage:
+            return f"{name} cannot be set later; set {self._stage}.{self._in_stage[name]}"
+        if name in vars(self) or hasattr(kind, name) or name in signature(kind).parameters:
+            return f"{name} cannot be set later; make a new {kind.__name__}"
+        return f"{kind.__name__} has no {name} to set, only {' and '.join(self._settable)}"
 
     @property
     def _learner(self):
@@ -651,14 +663,14 @@ class _Shared:
                 f"classes {classes} and images {tuple(images.shape)}; make a new "
                 f"{type(self).__name__}"
             )
-        self._learner.dls, self.image_shape = dls, tuple(images.shape[1:])
+        self._learner.dls, vars(self)["image_shape"] = dls, tuple(images.shape[1:])
         self._renew_head()
 
 # %% ../../nbs/api/train/two_stage.ipynb #c64453c4
 class EncoderLearner(_Shared):
     "An encoder and a classification head: data, training, features, predictions and files"
 
-    _loaded = None  # TrainedModel from `load`, while its head is used
+    _loaded = None  # TrainedModel from `load`; decides as long as its weights are unchanged
 
     def __init__(
         self, dls, encoder, loss, classifier_loss, make_views, repeat_labels, opt_func, guards
@@ -705,6 +717,8 @@ class TwoStageLearner(EncoderLearner):
     do not fit together, and ArgumentError for a precision that the device lacks."""
 
     _stage = "contrastive"
+    _settable = ("dls", "classifier_loss")
+    _in_stage = dict(loss="loss_func", loss_func="loss_func", metrics="metrics")
 
     def __init__(
         self,
@@ -747,7 +761,7 @@ def _renew_head(self: TwoStageLearner):
 
 @patch(as_prop=True)
 def _head(self: TwoStageLearner):
-    return self._loaded.head if self._loaded else self._classifier.model
+    return self._classifier.model if self._classifier else self._loaded.head
 
 
 @patch(as_prop=True)
@@ -794,14 +808,19 @@ def _train_encoder(self: EncoderLearner, stage, epochs, lr, keep, resume, **kwar
     self._train(self._learner, stage, settings, epochs, lr, keep, resume, **kwargs)
 
 # %% ../../nbs/api/train/two_stage.ipynb #5e001a32
+def _check_resume(keep, resume):
+    "Raise ValueError for resuming without a folder"
+    if resume and keep is None:
+        raise ValueError("resume=True needs keep, the folder to resume from")
+
+
 @patch
 def _train(
     self: EncoderLearner, learn, stage, settings, epochs, lr, keep, resume, cbs=None, **kwargs
 ):
     "Call fit_one_cycle of one stage; save every epoch if there is a folder"
+    _check_resume(keep, resume)
     if keep is None:
-        if resume:
-            raise ValueError("resume=True needs keep, the folder to resume from")
         return learn.fit_one_cycle(epochs, lr, cbs=cbs, **kwargs)
     if world_size() > 1:
         raise ValueError(f"keep must be None if several processes train, got {keep}")
@@ -878,14 +897,17 @@ def _solves(self: TwoStageLearner):
 @patch
 def new_classifier(self: TwoStageLearner) -> StageLearner:  # of features, also in `classifier`
     "Compute features with the encoder as it is now, and start a new head on them"
-    return self._learner_of(head_for_loss(self.classifier_loss, self.width, len(self.classes)))
+    head = head_for_loss(self.classifier_loss, self.width, len(self.classes))
+    learn = self._learner_of(head)
+    self._loaded = None
+    return learn
 
 
 @patch
 def _learner_of(self: TwoStageLearner, head):
     "Make the Learner of stage 2 for a head"
     features = {split: self.features(split) for split in ("train", "valid")}
-    self._counts = features["train"][1].bincount(minlength=len(self.classes)).cpu()
+    self._own_counts = features["train"][1].bincount(minlength=len(self.classes)).cpu()
     self._classifier = head_learner(
         features,
         self.classes,
@@ -895,7 +917,6 @@ def _learner_of(self: TwoStageLearner, head):
         batch_size=self.dls.train.bs,
         cbs=[StopNonFinite(g.folder) for g in self.guards if isinstance(g, StopNonFinite)],
     )
-    self._loaded = None
     self._encoder_tensors = _copied_tensors(self.encoder)
     return self._classifier
 
@@ -942,13 +963,13 @@ def classifier(self: TwoStageLearner):
 
 # %% ../../nbs/api/train/two_stage.ipynb #136cb5d9
 @patch
-def _stage_2_schedule(self: TwoStageLearner, epochs, lr, **others):
+def _stage_2_schedule(self: TwoStageLearner, epochs, lr, prefix="", **others):
     "Epochs and learning rate of a trained head; ValueError for what the head cannot use"
     if not self._solves:
         epochs, lr = 10 if epochs is None else epochs, 1e-2 if lr is None else lr
-        check_schedule(epochs, lr)
+        check_schedule(epochs, lr, prefix)
         return epochs, lr
-    for name, value in dict(epochs=epochs, lr=lr, **others).items():
+    for name, value in {f"{prefix}epochs": epochs, f"{prefix}lr": lr, **others}.items():
         if value is not None:
             raise ValueError(
                 f"{name} must be None for classifier_loss={self.classifier_loss!r}, which computes "
@@ -969,7 +990,8 @@ def fit_classifier(
 
     A further call trains a head further, or a new one if the encoder has changed. Raises ValueError
     for arguments that the head cannot use and for a class with too few training images."""
-    schedule = self._stage_2_schedule(epochs, lr, **kwargs)
+    _check_resume(keep, resume)
+    schedule = self._stage_2_schedule(epochs, lr, keep=keep, **kwargs)
     no_head = self._classifier is None and self._loaded is None
     if no_head or not _has_tensors(self.encoder, self._encoder_tensors):
         self.new_classifier()
@@ -1026,24 +1048,37 @@ def fit(
 
     Raises ValueError as `fit_contrastive` and `fit_classifier` do, the latter before stage 1, and
     OSError for a folder that cannot be used."""
-    self._stage_2_schedule(classifier_epochs, classifier_lr)
+    check_schedule(contrastive_epochs, contrastive_lr, "contrastive_")
+    self._stage_2_schedule(classifier_epochs, classifier_lr, "classifier_")
     self._check_solvable()
     self.fit_contrastive(contrastive_epochs, contrastive_lr, keep, resume, cbs=cbs)
-    self.fit_classifier(classifier_epochs, classifier_lr, keep, resume)
+    kept = {} if self._solves else dict(keep=keep, resume=resume)
+    self.fit_classifier(classifier_epochs, classifier_lr, **kept)
 
 # %% ../../nbs/api/train/two_stage.ipynb #6d21e9f4
 @patch
-def _fitted_temperature(self: TwoStageLearner):
-    "Temperature of the head as it is now, fitted once"
-    if self._loaded is not None:
-        return self._loaded.temperature
-    head = self._classifier.model
-    return self._temperature_of(id(head), tensors_digest(head.state_dict().values()))
+def _mark(self: TwoStageLearner):
+    "What changes with the head"
+    return id(self._head), tensors_digest(self._head.state_dict().values())
 
 
 @patch
-def _temperature_of(self: EncoderLearner, *mark):
-    "Temperature of the head with this mark, fitted once"
+def _unchanged(self: EncoderLearner):
+    "TrainedModel from `load`; None if there is none, or if weights have changed since"
+    return self._loaded if self._loaded and self._loaded_mark == self._mark() else None
+
+
+@patch(as_prop=True)
+def _counts(self: EncoderLearner):
+    "Number of training images of each class (classes,), of the loaded model or of the learner"
+    loaded = self._unchanged()
+    return torch.tensor(loaded.about["train_counts"]) if loaded else self._own_counts
+
+
+@patch
+def _fitted_temperature(self: EncoderLearner):
+    "Temperature of encoder and head as they are now, fitted once"
+    mark = self._mark()
     if self._temperature is None or self._temperature[0] != mark:
         self._temperature = mark, fit_temperature(*self._valid_logits())
     return self._temperature[1]
@@ -1070,7 +1105,7 @@ def probabilities(
     model = self._model()
     x, y = self.features(split)
     logits = model.head.eval().to(x.device)(x).cpu()
-    return (logits / model.temperature).softmax(1), None if y is None else y.cpu()
+    return model.probabilities(logits), None if y is None else y.cpu()
 
 # %% ../../nbs/api/train/two_stage.ipynb #21ee6d7a
 @patch
@@ -1089,12 +1124,14 @@ def _image_settings(self: EncoderLearner):
 def _model(self: EncoderLearner):
     "TrainedModel of this learner's encoder and head, for predictions; RuntimeError without a head"
     self._check_trained()
+    parts = dict(encoder=self.encoder, head=self._head, batch_size=self.dls.valid.bs)
+    loaded = self._unchanged()
+    if loaded is not None:
+        return replace(loaded, **parts)
     return TrainedModel(
-        encoder=self.encoder,
-        head=self._head,
+        **parts,
         classes=tuple(self.classes),
         temperature=self._fitted_temperature(),
-        batch_size=self.dls.valid.bs,
         **self._image_settings(),
     )
 
@@ -1135,9 +1172,7 @@ def trained_model(
 ) -> TrainedModel:  # copy on the CPU, in evaluation mode
     "Copy the trained model, for use without the learner. Raises RuntimeError without a head."
     model = self._model()
-    if self._loaded is not None:
-        model = replace(self._loaded, encoder=self.encoder)
-    else:
+    if self._unchanged() is None:
         model.valid_logits, model.valid_labels = self._valid_logits()
         model.about = self._about(model)
     return replace(
@@ -1222,7 +1257,7 @@ def load(
     self: EncoderLearner,
     path: str | Path,  # file that `save` has written
 ):
-    """Load encoder and heads from a file.
+    """Load encoder and heads from a file, with its temperature, prior and operating point.
 
     Raises OSError for a file that cannot be read, ValueError for one that does not fit."""
     loaded = load_model(path, deepcopy(self.encoder))
@@ -1234,14 +1269,15 @@ def load(
         ) from error
     self._projection_head.load_state_dict(loaded.projection_head.state_dict())
     self.encoder.load_state_dict(loaded.encoder.state_dict())
-    self._counts = torch.tensor(loaded.about["train_counts"])
-    self._take_head(loaded)
+    self._take_head(loaded.head)
+    self._loaded = replace(loaded, encoder=self.encoder)
+    self._loaded_mark = self._mark()
 
 
 @patch
-def _take_head(self: TwoStageLearner, loaded):
-    "Use the head of a loaded model"
-    self._classifier, self._loaded = None, replace(loaded, encoder=self.encoder)
+def _take_head(self: TwoStageLearner, head):
+    "Discard the head of this learner, for a loaded one"
+    self._classifier = None
     self._encoder_tensors = _copied_tensors(self.encoder)
 
 # %% ../../nbs/api/train/two_stage.ipynb #e8d7042b

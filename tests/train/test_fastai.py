@@ -618,9 +618,31 @@ def test_new_data_reach_both_stages():
     assert learn.encoder is learn.contrastive.model[0]
 
 
-@pytest.mark.parametrize("name", ["encoder", "make_views", "precision", "guards", "opt_func"])
-def test_what_both_stages_are_built_from_is_fixed(name):
-    with pytest.raises(AttributeError, match=f"{name} cannot be set later; make a new"):
+OF_BOTH_STAGES = [
+    "encoder",
+    "make_views",
+    "precision",
+    "guards",
+    "opt_func",
+    "classes",
+    "contrastive",
+]
+OF_STAGE_1 = ["cbs", "splitter", "embedding_size", "repeat_labels"]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        *((name, "cannot be set later; make a new") for name in OF_BOTH_STAGES + OF_STAGE_1),
+        ("loss", "cannot be set later; set contrastive.loss_func"),
+        ("loss_func", "cannot be set later; set contrastive.loss_func"),
+        ("metrics", "cannot be set later; set contrastive.metrics"),
+        ("lr", "to set, only dls and classifier_loss"),
+        ("model", "to set, only dls and classifier_loss"),
+    ],
+)
+def test_what_the_learner_would_ignore_cannot_be_set(name, message):
+    with pytest.raises(AttributeError, match=f"{name} {message}"):
         setattr(make(), name, None)
 
 

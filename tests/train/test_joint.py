@@ -1,5 +1,7 @@
 """Joint training: a toy with a known answer, failures, precision, chunks and mixtures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fastai.callback.mixup import MixUp
@@ -8,7 +10,11 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from asymcl.data.datasets import ImageData
+from asymcl.decisions import Threshold
+from asymcl.infer import load_model
+from asymcl.infer.card import with_operating_point
 from asymcl.losses import ACL, AFCL, CL, NTXentLoss, SupMinLoss, SupPrototypeLoss
+from asymcl.models import NormalizedLinear, UnitLengthLinear
 from asymcl.train.baselines import BCL, KCL
 from asymcl.train.guards import NonFiniteError, WatchEmbeddings
 from asymcl.train.joint import ClassifierBCL, JointLearner
@@ -183,4 +189,49 @@ def test_predictions_of_the_fastai_learner_are_of_the_classifier(tmp_path):
     before = weights(learn)
     learn.joint.path = tmp_path
     learn.joint.lr_find(num_it=5, show_plot=False)
+    assert all(a.equal(b) for a, b in zip(before, weights(learn), strict=True))
+
+
+def test_a_loaded_model_decides_as_its_file_until_it_is_trained_further(tmp_path):
+    learn, file = make(), tmp_path / "model.safetensors"
+    learn.fit(1, RATE)
+    learn.save(file)
+    images = learn.dls.image_data.images
+    for change in (
+        lambda model: model.at_prevalence("b", 0.9),
+        lambda model: with_operating_point(model, Threshold(1, 0.01, 1, 0, 1)),
+    ):
+        change(load_model(file, tiny_encoder())).save(tmp_path / "changed.safetensors")
+        learn.load(tmp_path / "changed.safetensors")
+        names, p = load_model(tmp_path / "changed.safetensors", tiny_encoder()).predict(images)
+        for model in (learn, learn.trained_model()):
+            assert model.predict(images)[0] == names
+            assert model.predict(images)[1].allclose(p)
+    learn.fit(1, RATE)
+    assert "operating_point" not in learn.trained_model().about
+
+
+@pytest.mark.parametrize(
+    "loss, head, message",
+    [
+        (
+            "cross_entropy",
+            UnitLengthLinear(6, 2),
+            "is UnitLengthLinear, that of the learner Linear",
+        ),
+        (
+            "ldam",
+            NormalizedLinear(6, 2, 10.0),
+            "with scale 10, that .* NormalizedLinear with scale 30",
+        ),
+    ],
+)
+def test_a_file_with_another_kind_of_head_is_not_loaded(loss, head, message, tmp_path):
+    learn, file = make(classifier_loss=loss), tmp_path / "model.safetensors"
+    learn.fit(1, RATE)
+    projection = learn.joint.model[1].projection
+    replace(learn.trained_model(), head=head, projection_head=projection).save(file)
+    before = weights(learn)
+    with pytest.raises(ValueError, match=message):
+        learn.load(file)
     assert all(a.equal(b) for a, b in zip(before, weights(learn), strict=True))
