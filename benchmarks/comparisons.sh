@@ -28,7 +28,7 @@ pretrain without_pullover_coat "Pullover,Coat" small
 pretrain without_sneaker_boot "Sneaker,Ankle boot" small
 pretrain resnet18_without_shirts "T-shirt/top,Shirt" resnet18
 
-# the comparison that nbs/results/scenarios.ipynb describes
+# the comparison that nbs/results/scenarios.ipynb describes: its tasks that are not in the record yet
 python benchmarks/evidence.py --source "$source" --out benchmarks/results/evidence.json
 
 # a ResNet-18 with pretrained weights, SGD and averaging over the batch, as near to the recipe of the authors as a processor allows

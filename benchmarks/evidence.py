@@ -6,9 +6,9 @@ python benchmarks/evidence.py --source FASHION_MNIST_FOLDER [--weights FOLDER] [
 The design is written down in nbs/results/scenarios.ipynb. Every method has six trials: three learning rates, each with
 two values of one more setting. Settings, the averaging of AFCL, the head of CE and the best contrastive method are chosen
 by the mean validation ROC AUC of seeds 100 and 101. Finished encoders are not trained again, and several processes may
-share the work. The folder of weights holds the files of tools/pretrain_fashion.py. Rows of other tasks in the file --out
-stay as they are, and of a task that has trials there but no test, the trials are not run again. A row `run` says when,
-where and in which precision a task, or a part of it, ran.
+share the work. The folder of weights holds the files of tools/pretrain_fashion.py. What the file --out holds is not run
+again: neither a task with a test, nor the trials of a task without one; to repeat them, give another file. A row `run`
+says when, where and in which precision a task, or a part of it, ran.
 """
 
 import argparse
@@ -230,12 +230,15 @@ def earlier(path):
     return json.loads(path.read_text())["rows"] if path and path.exists() else []
 
 
-def unfinished(rows, name):
-    "Rows of the trials and runs of a task whose test is missing"
-    own = [row for row in rows if row["task"] == name]
-    if any(row["part"] == "test" for row in own):
-        return []
-    return [row for row in own if row["part"] in ("search", "run")]
+def untested(rows, names):
+    "Names of the tasks without a test in the record"
+    tested = {row["task"] for row in rows if row["part"] == "test"}
+    return [name for name in names if name not in tested]
+
+
+def rows_of(rows, name, *parts):
+    "Rows of some parts of a task"
+    return [row for row in rows if row["task"] == name and row["part"] in parts]
 
 
 def main():
@@ -256,13 +259,12 @@ def main():
     if options.toy:
         names, options.seeds = ["shirt_98_pretrained"], 1
     rows = earlier(options.out)
-    for name in names:
-        kept = unfinished(rows, name)
-        work = Work(name, options, [row for row in kept if row["part"] == "search"])
+    for name in untested(rows, names):
+        work = Work(name, options, rows_of(rows, name, "search"))
         found = study(work)
         for row in found:
             row.pop("changes", None)
-        found += [row for row in kept if row["part"] == "run"] + [run_row(work)]
+        found += [*rows_of(rows, name, "run"), run_row(work)]
         rows = [row for row in rows if row["task"] != name] + found
         facts = dict(source=Path(options.source).name, labels=LABELS)
         save(record(rows, **facts), options.out)

@@ -83,7 +83,7 @@ def test_what_fails_on_a_gpu_is_named_and_the_rest_is_measured(monkeypatch):
     assert row["seconds"].keys() == {"floor", "good"} and row["ratio"].keys() == {"good"}
 
 
-def test_trials_in_a_record_are_not_run_again(monkeypatch):
+def test_trials_and_tests_in_a_record_are_not_run_again(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import evidence
 
@@ -106,6 +106,8 @@ def test_trials_in_a_record_are_not_run_again(monkeypatch):
     assert not begun
     assert evidence.Work("shirt_98_random", options, rows[1:]).search("CL") == rows
     assert begun == fresh.trials("CL")[:1]
+    tests = [dict(task="shirt_98_random", part="test"), dict(task="boot_98_random", part="search")]
+    assert evidence.untested(tests, ["shirt_98_random", "boot_98_random"]) == ["boot_98_random"]
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)

@@ -23,10 +23,17 @@ from filelock import FileLock, Timeout
 
 from .data import data_settings, describe_data, load_data, source_state
 from .records import Run, images_path, job_key, read_record, write_record
-from .runs import batch_seconds, batch_size_of, make_encoder, run_method
+from asymcl.compare.runs import (
+    batch_seconds,
+    batch_size_of,
+    contrastive_loss,
+    make_encoder,
+    run_method,
+)
 from ..core.checks import ArgumentError
 from asymcl.core.settings import (
     FAMILIES,
+    LOSS_FIELDS,
     PUBLISHED,
     READS,
     SOLVED_HEADS,
@@ -230,6 +237,16 @@ def _check_batches(job, about):
         raise ArgumentError("sampler_alpha", problem)
 
 
+def _check_loss(job, about):
+    "Raise ArgumentError for a method whose loss does not take so many classes."
+    (method,) = job.methods
+    try:
+        if LOSS_FIELDS[method]:
+            contrastive_loss(method, job, about["counts"]["train"])
+    except ValueError as error:
+        raise ArgumentError("methods", f"{method!r} cannot be used: {error}") from error
+
+
 def _check_heads(job, data):
     "Raise ArgumentError for a head that the training images do not allow."
     rows = data.splits["train"]
@@ -304,6 +321,7 @@ def check(self: Comparison):
             continue
         data, about = self.load(job)
         _check_batches(job, about)
+        _check_loss(job, about)
         _check_heads(job, data)
         parts = job.encoder, job.weights, data.images.shape[1:]
         if parts not in checked:

@@ -97,7 +97,8 @@ def _reasons(settings, short, batch_size):
         eta=f"for anchors of the {which} class the gradient of the extra term is then as large as "
         "that of CL; this need not help: tuned AFCL less tuned CL was "
         f"{seen('asymmetry')} points of ROC AUC, no gain significant",
-        gamma="no recorded comparison shows a gain, and 0 leaves one setting less to choose",
+        gamma="no recorded comparison of two classes shows a significant gain, and 0 leaves one "
+        "setting less to choose",
         sampler_alpha=f"{short:.0%} of shuffled batches of {batch_size} have fewer than two "
         f"images of the rarest class: {how}",
         heads=f"against a head trained by cross-entropy, ROC AUC was {seen('roc_auc')} points, "

@@ -736,9 +736,8 @@ class TwoStageLearner(EncoderLearner):
         guards: bool | list = True,  # True: callbacks of `asymcl.train.guards`; or a list
         cbs: Callback | list | None = None,  # further callbacks of stage 1
     ):
-        super().__init__(
-            dls, encoder, loss, classifier_loss, make_views, repeat_labels, opt_func, guards
-        )
+        given = classifier_loss, make_views, repeat_labels, opt_func, guards
+        super().__init__(dls, encoder, loss, *given)
         views = [RandomViews(make_views, repeat_labels), ValidationViews(make_views)]
         views += [MixableLabels(), AcrossRanks()]
         self.contrastive = StageLearner(
