@@ -227,8 +227,8 @@ class DistributedLoss(nn.Module):
 class DistributedMean(nn.Module):
     """A mean over images, such as cross-entropy, over the images of all ranks.
 
-    A loss with class weights as its attribute `weight` divides by the weights of its targets, as
-    `nn.CrossEntropyLoss` does."""
+    With class weights, `nn.CrossEntropyLoss`, `nn.NLLLoss` and losses whose `divides_by_weight` is
+    True divide by the sum of the weights of their targets; other losses by their number."""
 
     def __init__(
         self,
@@ -245,14 +245,18 @@ class DistributedMean(nn.Module):
         "Compute the mean over the images of all ranks"
         if world_size() == 1:
             return self.loss(predictions, targets)
-        if not len(targets):
-            return mean_over_ranks(0 * predictions.sum(), 0)
         count = self._divisor(targets)
+        if not count:  # no targets, or weights of zero
+            return mean_over_ranks(0 * predictions.sum(), 0)
         return mean_over_ranks(self.loss(predictions, targets) * count, count)
 
     def _divisor(self, targets):
         "What the mean divides by: number of targets, or sum of the weights of their classes"
-        weight = getattr(getattr(self.loss, "func", self.loss), "weight", None)  # fastai has `func`
-        if weight is None or targets.is_floating_point():
+        loss = getattr(self.loss, "func", self.loss)  # fastai's losses hold PyTorch's as `func`
+        weight = getattr(loss, "weight", None)
+        divides = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+        divides = divides or getattr(loss, "divides_by_weight", False)
+        if weight is None or not divides or targets.is_floating_point():
             return len(targets)
-        return weight[plain_tensor(targets)].sum()
+        targets = plain_tensor(targets)
+        return weight[targets[targets != getattr(loss, "ignore_index", -100)]].sum()

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import torch
 import torch.multiprocessing as mp
+from fastai.losses import FocalLossFlat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, one_hot
@@ -192,8 +193,13 @@ def test_a_rank_with_a_lone_image_and_one_without_any(ranks, name):
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     "loss",
-    [cross_entropy, torch.nn.CrossEntropyLoss(weight=torch.tensor([0.1, 0.05, 0.6]))],
-    ids=["plain", "weighted"],
+    [
+        cross_entropy,
+        torch.nn.CrossEntropyLoss(weight=torch.tensor([0.1, 0.05, 0.6])),
+        torch.nn.CrossEntropyLoss(weight=torch.tensor([0.0, 0.05, 0.6]), ignore_index=2),
+        FocalLossFlat(weight=torch.tensor([0.1, 0.05, 0.6])),  # a plain mean, in spite of weights
+    ],
+    ids=["plain", "weighted", "weights of zero", "focal"],
 )
 def test_mean_losses_weigh_images_and_not_ranks(ranks, loss):
     world, ask = ranks

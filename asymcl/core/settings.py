@@ -345,7 +345,7 @@ def check_value(
         raise ArgumentError(name, f"must be one of {', '.join(CHOICES[name])}, got {value!r}")
     if name in POSITIVE:
         check_positive(name, value)
-    if name in COUNTS and not isinstance(value, Integral):
+    if name in COUNTS and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise ArgumentError(name, f"must be an integer, got {value!r}")
     least, most = RANGES.get(name, (-math.inf, math.inf))
     number = isinstance(value, Real) and least <= value <= most and value < math.inf

@@ -144,7 +144,7 @@ def _warn_of_images(model, images):
             f"images have {size[0]} x {size[1]} pixels, the model was trained with "
             f"{trained[0]} x {trained[1]}, and may err more often; resize them, as predict_files "
             "does",
-            stacklevel=3,
+            stacklevel=5,  # of `predict`, above `outputs` and its no_grad
         )
     expects_negative = model.mean is not None and (model.mean > 0).any()
     if images.dtype != torch.uint8 and expects_negative and 0 <= images.min() < images.max() <= 1:
@@ -152,7 +152,7 @@ def _warn_of_images(model, images):
             f"images have values from {images.min():g} to {images.max():g}, which look like pixels "
             "that are not normalised; convert them to uint8 (images.mul(255).byte()), or subtract "
             "the mean and divide by the std of the model",
-            stacklevel=3,
+            stacklevel=5,  # of `predict`, above `outputs` and its no_grad
         )
 
 # %% ../../nbs/api/infer/model.ipynb #acf64962

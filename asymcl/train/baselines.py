@@ -118,6 +118,8 @@ class LDAMLoss(_ClassifierLoss):
     For the logits of a `NormalizedLinear` of the same scale. Raises ArgumentError for a max_margin
     or scale that is not > 0, and ValueError for a count below 1."""
 
+    divides_by_weight = True  # its mean, as that of nn.CrossEntropyLoss
+
     def __init__(
         self,
         counts: list | tuple | torch.Tensor,  # images per class (classes,), each >= 1

@@ -83,10 +83,11 @@ def view_embeddings(
     seed=0,  # seed of the views
 ) -> torch.Tensor:  # (n, views, d)
     "Embed random views of each image in evaluation mode; the random state stays as it is."
+    some = images if len(images) else images.new_zeros(1, *images.shape[1:])  # a rank may have none
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(seed)
-        views = make_views(images)
-    return encode(model, views.flatten(0, 1)).unflatten(0, (len(images), -1))
+        views = make_views(some)
+    return encode(model, views.flatten(0, 1)).unflatten(0, views.shape[:2])[: len(images)]
 
 # %% ../../nbs/api/train/metrics.ipynb #e7126da9
 class SampleAlignment(Metric):

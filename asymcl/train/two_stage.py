@@ -127,7 +127,7 @@ class ValidationViews(Callback):
     def after_pred(self):
         loss = getattr(self.loss_func, "loss", self.loss_func)  # of `DistributedLoss`
         known = isinstance(loss, LossWithSettings)
-        self.needed = not self.training and known and own_views_alone(**loss.settings)
+        self.needed = not self.training and known and own_views_alone(**loss.settings | dict(eta=0))
         if self.needed:
             self.embeddings = self.pred
             self.learn.pred = view_embeddings(self.model, self.x, self.make_views)
@@ -631,7 +631,8 @@ class _Shared:
             return f"{name} cannot be set later; set {self._stage}.{self._in_stage[name]}"
         if name in vars(self) or hasattr(kind, name) or name in signature(kind).parameters:
             return f"{name} cannot be set later; make a new {kind.__name__}"
-        return f"{kind.__name__} has no {name} to set, only {' and '.join(self._settable)}"
+        names = f"{' and '.join(self._settable)}, and names that begin with _"
+        return f"{kind.__name__} has no {name} to set, only {names}"
 
     @property
     def _learner(self):
