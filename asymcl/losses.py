@@ -703,7 +703,8 @@ class SupMinLoss(AsymmetricFocalContrastiveLoss):
     """SupMin (Mildenberger et al. 2025), or with gamma and eta its asymmetric and focal form.
 
     Images of a frequent class have only their own views as positives; other pairs of this class are
-    ignored. Raises TypeError or ValueError for a setting out of its range, also when it is set later."""
+    ignored. Raises TypeError or ValueError for a setting out of its range, also when it is set
+    later."""
 
     def __init__(
         self,

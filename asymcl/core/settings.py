@@ -175,22 +175,18 @@ JOINT = ("Joint-CL", "Joint-SSL", "Joint-BCL")  # a classifier and a contrastive
 OWN_HEAD = (*END_TO_END, *JOINT)  # methods that train a head with the encoder
 _COMMON = ("temperature", "averaging")
 LOSS_FIELDS = dict.fromkeys(("frozen", *END_TO_END), ()) | dict.fromkeys(JOINT, ("temperature",))
-LOSS_FIELDS |= (
-    {"Joint-CL": _COMMON}
-    | dict(
-        CL=_COMMON,
-        FCL=(*_COMMON, "gamma"),
-        ACL=(*_COMMON, "eta"),
-        AFCL=(*_COMMON, "gamma", "eta"),
-        SupMin=_COMMON,
-        FSupMin=(*_COMMON, "gamma"),
-        ASupMin=(*_COMMON, "eta"),
-        AFSupMin=(*_COMMON, "gamma", "eta"),
-        extra=_COMMON,
-    )
-    | dict.fromkeys(("SupPrototype", "NT-Xent", "KCL", "BCL"), ("temperature",))
-)
-# method -> settings that its loss takes
+LOSS_FIELDS |= {"Joint-CL": _COMMON} | dict(
+    CL=_COMMON,
+    FCL=(*_COMMON, "gamma"),
+    ACL=(*_COMMON, "eta"),
+    AFCL=(*_COMMON, "gamma", "eta"),
+    SupMin=_COMMON,
+    FSupMin=(*_COMMON, "gamma"),
+    ASupMin=(*_COMMON, "eta"),
+    AFSupMin=(*_COMMON, "gamma", "eta"),
+    extra=_COMMON,
+)  # method -> settings that its loss takes
+LOSS_FIELDS |= dict.fromkeys(("SupPrototype", "NT-Xent", "KCL", "BCL"), ("temperature",))
 METHODS = tuple(LOSS_FIELDS)
 FAMILIES = re.compile("A?F?(CL|SupMin)")  # a loss and its asymmetric and focal forms
 

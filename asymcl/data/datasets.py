@@ -668,7 +668,7 @@ def imbalanced(
     return replace(self, splits=self.splits | dict(train=train[kept]))
 
 # %% ../../nbs/api/data/datasets.ipynb #cfadd4e4
-_DEFAULT_SHARES = (0.9, 0.1)  # told by identity from the same shares that a caller gives
+_DEFAULT_SHARES = (0.9, 0.1)  # compared by identity: equal shares of a caller count as given
 
 
 def fashion_mnist(

@@ -114,9 +114,8 @@ class MixableLabels(Callback):
 class ValidationViews(Callback):
     "Two random views of each validation image for a loss whose only positives are own views"
 
-    order = (
-        MixedPrecision.order + 1
-    )  # the loss gets them, metrics and guards the images' embeddings
+    # after the guards, which see the embeddings of the images, as the metrics do
+    order = MixedPrecision.order + 1
 
     def __init__(
         self,
@@ -621,18 +620,8 @@ class _Shared:
     def __setattr__(self, name, value):
         private = name.startswith("_")
         if not private and name not in self._settable and self._stage in vars(self):
-            raise AttributeError(self._why_fixed(name))
+            raise AttributeError(_why_fixed(self, name))
         super().__setattr__(name, value)
-
-    def _why_fixed(self, name):
-        "Text of the error for a name that cannot be set"
-        kind = type(self)
-        if name in self._in_stage:
-            return f"{name} cannot be set later; set {self._stage}.{self._in_stage[name]}"
-        if name in vars(self) or hasattr(kind, name) or name in signature(kind).parameters:
-            return f"{name} cannot be set later; make a new {kind.__name__}"
-        names = f"{' and '.join(self._settable)}, and names that begin with _"
-        return f"{kind.__name__} has no {name} to set, only {names}"
 
     @property
     def _learner(self):
@@ -667,6 +656,17 @@ class _Shared:
         self._learner.dls, vars(self)["image_shape"] = dls, tuple(images.shape[1:])
         self._renew_head()
 
+# %% ../../nbs/api/train/two_stage.ipynb #c64453c1
+def _why_fixed(learner, name):
+    "Text of the error for a name that cannot be set"
+    kind = type(learner)
+    if name in learner._in_stage:
+        return f"{name} cannot be set later; set {learner._stage}.{learner._in_stage[name]}"
+    if name in vars(learner) or hasattr(kind, name) or name in signature(kind).parameters:
+        return f"{name} cannot be set later; make a new {kind.__name__}"
+    names = f"{' and '.join(learner._settable)}, and names that begin with _"
+    return f"{kind.__name__} has no {name} to set, only {names}"
+
 # %% ../../nbs/api/train/two_stage.ipynb #c64453c4
 class EncoderLearner(_Shared):
     "An encoder and a classification head: data, training, features, predictions and files"
@@ -699,14 +699,14 @@ class EncoderLearner(_Shared):
         self._classifier_loss = loss
         self._renew_head()
 
-# %% ../../nbs/api/train/two_stage.ipynb #edf11363
+# %% ../../nbs/api/train/two_stage.ipynb #edf11361
 def encoder_and_head(
     model,  # nn.Sequential of encoder and head
 ):  # list of two lists of parameters
     "Split the parameters into those of the encoder and those of the head"
     return [params(part) for part in model]
 
-
+# %% ../../nbs/api/train/two_stage.ipynb #edf11363
 class TwoStageLearner(EncoderLearner):
     """A contrastive stage and a classification stage over one encoder.
 
